@@ -1,0 +1,125 @@
+"""Train the multi-scale VQVAE: reconstruction, a perceptual term, dead-code restarts, a moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from actvar_cli.evaluate.features import FeatureClassifier
+from actvar_cli.model.config import TokenizerConfig
+from actvar_cli.model.tokenizer import Tokenizer
+from fashion.data import to_float
+
+CONFIG = TokenizerConfig(
+    vocab_size=512,
+    z_channels=16,
+    ch=32,
+    ch_mult=(1, 2, 2),
+    num_res_blocks=1,
+    in_channels=1,
+    patch_nums=(1, 2, 3, 4, 6, 8),
+)
+
+
+def quantise(model: Tokenizer, f: Tensor, usage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Straight-through quantisation of ``f`` with VAR's loss, and the vectors that were looked up.
+
+    Returns the latent (B, z, side, side), the loss (mean over scales of codebook plus 0.25 commitment error) and the
+    targets (N, z) of all scales; counts hits in ``usage`` (vocab,).
+    """
+    quantizer, target = model.quantize, f.detach()
+    f_hat, loss, seen = torch.zeros_like(target), f.new_zeros(()), []
+    for scale in range(len(model.config.patch_nums)):
+        vectors = quantizer.residual_targets(target - f_hat.detach(), scale)
+        index = quantizer.nearest(vectors)
+        usage += index.bincount(minlength=model.config.vocab_size)
+        seen.append(vectors)
+        f_hat = f_hat + quantizer.contribution(quantizer.lookup(index.view(len(f), -1), scale), scale)
+        loss = loss + F.mse_loss(f_hat, target) + 0.25 * F.mse_loss(f_hat.detach(), f)
+    return f + (f_hat - f).detach(), loss / len(model.config.patch_nums), torch.cat(seen)
+
+
+def restart_dead_codes(model: Tokenizer, usage: Tensor, vectors: Tensor, floor: float) -> int:
+    """Replace codes used less than ``floor`` times by vectors of the batch; returns how many."""
+    dead = (usage < floor).nonzero().squeeze(1)
+    if len(dead):
+        pick = vectors[torch.randint(len(vectors), (len(dead),))]
+        model.quantize.embedding.weight.data[dead] = pick + 0.01 * torch.randn_like(pick)
+    return len(dead)
+
+
+def perceptual(net: FeatureClassifier, y: Tensor, x: Tensor) -> Tensor:
+    """Mean over the stages of the squared distance of channel-normalised maps, and of the features."""
+    with torch.no_grad():
+        target = net.maps(x)
+        target_features = net.embed(target[-1].flatten(1)).relu()
+    maps = net.maps(y)
+    loss = torch.stack(
+        [
+            (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
+            for a, b in zip(maps, target, strict=True)
+        ]
+    ).mean()
+    features = net.embed(maps[-1].flatten(1)).relu()
+    scale = target_features.float().square().mean()
+    return loss + 0.5 * F.mse_loss(features.float(), target_features.float()) / scale
+
+
+def train(
+    images: Tensor,
+    *,
+    seconds: float,
+    net: FeatureClassifier,
+    seed: int,
+    report: Callable[[Tokenizer], str],
+    batch: int = 64,
+) -> Tokenizer:
+    """Train for ``seconds`` on (N, 1, 32, 32) uint8; ``report`` describes the averaged model now and then."""
+    torch.manual_seed(seed)
+    model = Tokenizer(CONFIG)
+    average = copy.deepcopy(model).eval()
+    net.eval().requires_grad_(False)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+    usage = torch.zeros(CONFIG.vocab_size)
+    started, step, reported = time.time(), 0, 0.0
+    while (spent := time.time() - started) < seconds:
+        progress = spent / seconds
+        opt.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        x = to_float(images[torch.randint(len(images), (batch,))])
+        with torch.autocast("cpu", torch.bfloat16):
+            f = model.latent(x)
+        f, vq, vectors = quantise(model, f.float(), usage)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model.decoder(model.post_quant_conv(f)).float()
+            lp = perceptual(net, y, x)
+        loss = F.l1_loss(y, x) + F.mse_loss(y, x) + vq + 0.5 * lp
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        if step in (0, 20, 50) or (step % 100 == 0 and progress < 0.7):
+            restarted = restart_dead_codes(model, usage, vectors.detach(), floor=1.0 if step < 100 else 10.0)
+            usage.zero_()
+            average.quantize.embedding.load_state_dict(model.quantize.embedding.state_dict())
+        step += 1
+        decay = min(0.998, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for a, b in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+                a.lerp_(b, 1 - decay)
+        if step % 100 == 0:
+            print(
+                f"tokenizer {step} l1 {F.l1_loss(y, x).item():.4f} vq {vq.item():.4f} lp {lp.item():.4f} "
+                f"restarted {restarted} {spent:.0f}s",
+                flush=True,
+            )
+        if spent - reported > 180:
+            reported = spent
+            print(f"tokenizer {step} averaged: {report(average)}", flush=True)
+    print(f"tokenizer {step} final: {report(average)}", flush=True)
+    return average

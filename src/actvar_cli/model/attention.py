@@ -1,0 +1,92 @@
+"""Self-attention as published: optional l2-normalised queries and keys, biases on queries and values only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actvar_cli.model.cache import KVCache
+from actvar_cli.model.config import TransformerConfig
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over a sequence, or over the cache of one image's scales."""
+
+    zero_k_bias: Tensor
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.index, self.num_heads, self.head_dim = index, config.num_heads, config.head_dim
+        self.l2_norm = config.attn_l2_norm
+        if self.l2_norm:
+            self.scale = 1.0
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.num_heads, 1, 1), math.log(4.0)))
+        else:
+            self.scale = 0.25 / math.sqrt(self.head_dim)
+        self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("zero_k_bias", torch.zeros(dim), persistent=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
+
+    def _normalise_q(self, q: Tensor) -> Tensor:
+        if not self.l2_norm:
+            return q
+        gain = self.scale_mul_1H11.clamp_max(math.log(100.0)).exp()
+        return F.normalize(q, dim=-1) * gain
+
+    def _normalise_k(self, k: Tensor) -> Tensor:
+        return F.normalize(k, dim=-1) if self.l2_norm else k
+
+    def _qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
+        q, k, v = (self._heads(t) for t in F.linear(h, self.mat_qkv.weight, bias).chunk(3, dim=-1))
+        return self._normalise_q(q), self._normalise_k(k), v
+
+    def forward(
+        self, h: Tensor, *, bias: Tensor | None = None, cache: KVCache | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Attention of ``h`` (R, l, C).
+
+        With ``bias`` (1, 1, l, l): over the sequence itself, for teacher forcing. With ``cache``: over all scales so
+        far. With ``keep`` (R, l) too: keys and values of all tokens, queries only of those kept; returns (N, C) in the
+        order of ``keep.nonzero()``, else (R, l, C).
+        """
+        if cache is None or keep is None:
+            q, k, v = self._qkv(h)
+            if cache is not None:
+                k, v = cache.extend(self.index, k, v)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+            return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self._kept(h, cache, keep)
+
+    def _kept(self, h: Tensor, cache: KVCache, keep: Tensor) -> Tensor:
+        dim = h.shape[-1]
+        weight = self.mat_qkv.weight
+        kv = F.linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias)))
+        k, v = (self._heads(t) for t in kv.chunk(2, dim=-1))
+        keys, values = cache.extend(self.index, self._normalise_k(k), v)
+        q = F.linear(h[keep], weight[:dim], self.q_bias).unflatten(-1, (self.num_heads, self.head_dim))
+        if self.l2_norm:
+            q = F.normalize(q, dim=-1) * self.scale_mul_1H11[0, :, 0].clamp_max(math.log(100.0)).exp()
+        # Rows that keep equally many tokens are attended together: no padding, so nothing is computed in vain.
+        counts = keep.sum(1)
+        first = counts.cumsum(0) - counts
+        out = torch.empty_like(q)
+        for count in counts.unique().tolist():
+            if count == 0:
+                continue
+            rows = (counts == count).nonzero().squeeze(1)
+            index = first[rows, None] + torch.arange(count, device=h.device)
+            part = F.scaled_dot_product_attention(
+                q[index].transpose(1, 2), keys[rows], values[rows], scale=self.scale
+            )
+            out[index] = part.transpose(1, 2)
+        return self.proj(out.flatten(1))  # type: ignore[no-any-return]

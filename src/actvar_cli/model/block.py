@@ -1,0 +1,150 @@
+"""One transformer block: AdaLN, attention, FFN; with experts and a token gate where the model has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actvar_cli.model.attention import SelfAttention
+from actvar_cli.model.cache import KVCache
+from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.experts import FFN, ExpertFFN
+from actvar_cli.model.router import Router, straight_through
+from actvar_cli.model.token_gate import Reconstruction, TokenGate
+
+
+@dataclass
+class Decisions:
+    """What one block decided in a teacher-forced pass: ``on`` (B, L, E) and ``keep`` (B, L), floating, or ``None``."""
+
+    on: Tensor | None = None
+    keep: Tensor | None = None
+
+
+@dataclass
+class TeacherForced:
+    """A pass over a whole known sequence: everything is computed, decisions are masks that let gradients through.
+
+    ``bias`` (1, 1, L, L) hides later scales; ``threshold=None`` leaves all experts on and all tokens computed;
+    ``gated`` (L,) says which positions have a token gate.
+    """
+
+    bias: Tensor
+    gated: Tensor
+    threshold: float | None = None
+    temperature: float = 1.0
+    noise: bool = False
+    decisions: list[Decisions] = field(default_factory=list)
+
+
+@dataclass
+class Sampling:
+    """One scale of sampling: keys and values in ``cache``; what is not needed is skipped for real."""
+
+    cache: KVCache
+    scale: int
+    threshold: float | None = None
+    counter: WorkCounter | None = None
+
+
+class Block(nn.Module):
+    """Map (R, l, C) to (R, l, C): ``x += g1 attn(AdaLN(x))``, then ``x += g2 ffn(AdaLN(x))``."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        arch = config.transformer
+        self.index, self.dim, self.eps = index, arch.embed_dim, arch.norm_eps
+        self.attn = SelfAttention(arch, index)
+        if config.experts:
+            self.ffn: FFN = ExpertFFN(arch, config.experts)
+            self.router = Router(arch.embed_dim, config.experts.router_dim, config.experts.num_experts)
+        else:
+            self.ffn = FFN(arch)
+        if arch.shared_aln:
+            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, arch.embed_dim) / arch.embed_dim**0.5)
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
+        self.gated_scales = config.token_gate.scales if config.token_gate else ()
+        if config.token_gate:
+            self.token_gate = TokenGate(arch.embed_dim, config.token_gate.gate_dim)
+            self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate.rank)
+
+    def condition(self, cond: Tensor) -> Tensor:
+        """The AdaLN parameters (R, 6, C): g1, g2, scale1, scale2, shift1, shift2.
+
+        ``cond`` is the class embedding (R, C), or with shared AdaLN its projection (R, 1, 6, C).
+        """
+        if hasattr(self, "ada_gss"):
+            return (self.ada_gss + cond).squeeze(1)
+        return self.ada_lin(cond).unflatten(1, (6, self.dim))  # type: ignore[no-any-return]
+
+    def normalise(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """AdaLN: layer norm without affine, then ``(1 + scale)`` and ``shift``."""
+        return F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
+
+    def forward(self, x: Tensor, ada: Tensor, context: TeacherForced | Sampling) -> Tensor:
+        """``x`` (R, l, C), ``ada`` (R, 6, C) from `condition`."""
+        if isinstance(context, TeacherForced):
+            return self._teacher_forced(x, ada, context)
+        return self._sample(x, ada, context)
+
+    def _teacher_forced(self, x: Tensor, ada: Tensor, context: TeacherForced) -> Tensor:
+        g1, g2, scale1, scale2, shift1, shift2 = ada.unsqueeze(2).unbind(1)
+        made = Decisions()
+        h = self.normalise(x, scale1, shift1)
+        y = x + g1 * self.attn(h, bias=context.bias)
+        h2 = self.normalise(y, scale2, shift2)
+        if context.threshold is None or not isinstance(self.ffn, ExpertFFN):
+            y = y + g2 * self.ffn(h2)
+        else:
+            scores = self.router(h2).float()
+            made.on = straight_through(
+                scores, context.threshold, temperature=context.temperature, noise=context.noise
+            ).to(h2.dtype)
+            y = y + g2 * self.ffn(h2, made.on)
+        if context.threshold is not None and self.gated_scales:
+            # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
+            made.keep = ((self.token_gate(h) > context.threshold) | ~context.gated).to(y.dtype)
+            y = torch.where(made.keep.unsqueeze(-1) > 0, y, x + self.reconstruction(h))
+        context.decisions.append(made)
+        return y
+
+    def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
+        g1, g2, scale1, scale2, shift1, shift2 = ada.unsqueeze(2).unbind(1)
+        h = self.normalise(x, scale1, shift1)
+        keep = None
+        if context.threshold is not None and context.scale in self.gated_scales:
+            keep = self.token_gate(h) > context.threshold
+            if context.counter:
+                context.counter.gate(self.index, context.scale, keep)
+        if keep is None or bool(keep.all()):
+            y = x + g1 * self.attn(h, cache=context.cache)
+            h2 = self.normalise(y, scale2, shift2)
+            y = y + g2 * self._ffn(h2.flatten(0, 1), context).view_as(h2)
+            if context.counter:
+                context.counter.attention(self.index, context.scale, x.shape[0] * x.shape[1], 0, context.cache.length)
+            return y
+        rows, _ = keep.nonzero(as_tuple=True)
+        y = x[keep] + g1[rows, 0] * self.attn(h, cache=context.cache, keep=keep)
+        h2 = self.normalise(y, scale2[rows, 0], shift2[rows, 0])
+        y = y + g2[rows, 0] * self._ffn(h2, context)
+        out = torch.empty_like(x)
+        out[keep] = y
+        out[~keep] = x[~keep] + self.reconstruction(h[~keep])
+        if context.counter:
+            context.counter.attention(
+                self.index, context.scale, len(rows), keep.numel() - len(rows), context.cache.length
+            )
+        return out
+
+    def _ffn(self, h: Tensor, context: Sampling) -> Tensor:
+        on = None
+        if context.threshold is not None and isinstance(self.ffn, ExpertFFN):
+            on = self.router(h) > context.threshold
+        if context.counter:
+            context.counter.experts(self.index, context.scale, len(h), on)
+        return self.ffn(h) if on is None else self.ffn(h, on)  # type: ignore[no-any-return]

@@ -1,0 +1,34 @@
+"""Keys and values of the scales sampled so far, in buffers that are allocated once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Buffers (rows, heads, L, head_dim) for the keys and values of every block; never concatenated, only filled."""
+
+    def __init__(self, depth: int, rows: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
+        shape = (depth, rows, heads, length, head_dim)
+        self._keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self._values = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self._filled = 0
+        self._size = 0
+
+    def begin_scale(self, tokens: int) -> None:
+        """Make room for ``tokens`` more positions; every block then writes them once."""
+        self._filled += self._size
+        self._size = tokens
+
+    @property
+    def length(self) -> int:
+        """Positions that attention sees, the current scale included."""
+        return self._filled + self._size
+
+    def extend(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write this scale's (rows, heads, tokens, head_dim) and return all keys and values so far."""
+        here = slice(self._filled, self.length)
+        self._keys[block, :, :, here] = keys
+        self._values[block, :, :, here] = values
+        return self._keys[block, :, :, : self.length], self._values[block, :, :, : self.length]

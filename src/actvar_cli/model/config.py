@@ -1,0 +1,157 @@
+"""What a model is made of: the architecture of the tokenizer, the transformer and what actvar adds to it.
+
+The values are those a published checkpoint implies (arXiv 2404.02905); an artefact stores them as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FORMAT_VERSION = 1
+"""Version of the stored configuration; raised when an old reader could misread a new file."""
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Frozen(BaseModel):
+    """A value that is checked once and never changes; unknown keys are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TokenizerConfig(Frozen):
+    """Architecture of the multi-scale VQVAE; the defaults are the published ``vae_ch160v4096z32``."""
+
+    vocab_size: PositiveInt = 4096
+    z_channels: PositiveInt = 32
+    ch: PositiveInt = 160
+    ch_mult: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: PositiveInt = 2
+    in_channels: PositiveInt = 3
+    patch_nums: tuple[PositiveInt, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    quant_resi: float = Field(default=0.5, ge=0.0, le=1.0)
+    share_quant_resi: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if list(self.patch_nums) != sorted(set(self.patch_nums)):
+            raise ValueError(f"patch_nums must rise: {self.patch_nums}")
+        if len(self.patch_nums) < 2:
+            raise ValueError("patch_nums needs at least two scales")
+        if self.ch % 32:
+            raise ValueError(f"ch must be a multiple of 32 (group norm), not {self.ch}")
+        return self
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded image, in pixels."""
+        return self.downsample * self.patch_nums[-1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image, all scales together."""
+        return sum(pn * pn for pn in self.patch_nums)
+
+    def phi_index(self, scale: int) -> int:
+        """Which shared residual convolution serves ``scale``: the one whose tick is nearest."""
+        k = self.share_quant_resi
+        margin = 1 / 3 / k if k == 4 else 1 / 2 / k
+        # A middle scale lies exactly between two ticks: the published choice depends on numpy's rounding.
+        ticks = np.linspace(margin, 1 - margin, k)
+        return int(np.argmin(np.abs(ticks - scale / (len(self.patch_nums) - 1))))
+
+
+class TransformerConfig(Frozen):
+    """Architecture of the next-scale transformer; depth, width and so on as published."""
+
+    depth: PositiveInt
+    embed_dim: PositiveInt
+    num_heads: PositiveInt
+    num_classes: PositiveInt = 1000
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    shared_aln: bool = False
+    attn_l2_norm: bool = True
+    norm_eps: float = Field(default=1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    @property
+    def hidden_dim(self) -> int:
+        """Neurons of one FFN."""
+        return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
+
+
+class ExpertsConfig(Frozen):
+    """How every FFN is split: ``num_experts`` groups of equal size behind a router of ``router_dim`` neurons."""
+
+    num_experts: Annotated[int, Field(ge=2)]
+    router_dim: PositiveInt
+    method: str = "kmeans"
+
+
+class TokenGateConfig(Frozen):
+    """Which scales have a token gate, the width of the gate and the rank of the reconstruction."""
+
+    scales: tuple[Annotated[int, Field(ge=0)], ...]
+    gate_dim: PositiveInt
+    rank: PositiveInt
+
+
+class TokenizerReference(Frozen):
+    """Where the tokenizer of an artefact is: a zoo name, or a file beside it; with the sha256 of its file."""
+
+    name: str
+    sha256: str
+
+
+class Dial(Frozen):
+    """One calibrated setting of the cost: an expert or a token is computed where its score exceeds ``threshold``."""
+
+    budget: float = Field(gt=0, le=1)
+    threshold: float
+    cost: float = Field(gt=0)
+
+
+class ModelConfig(Frozen):
+    """Everything needed to build a model's modules, stored with its weights."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    tokenizer: TokenizerConfig
+    transformer: TransformerConfig
+    tokenizer_reference: TokenizerReference | None = None
+    experts: ExpertsConfig | None = None
+    token_gate: TokenGateConfig | None = None
+    dials: tuple[Dial, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.experts and self.transformer.hidden_dim % self.experts.num_experts:
+            raise ValueError(
+                f"{self.experts.num_experts} experts do not divide the FFN's {self.transformer.hidden_dim} neurons"
+            )
+        if self.token_gate and max(self.token_gate.scales, default=0) >= len(self.tokenizer.patch_nums):
+            raise ValueError(f"token gate names scale {max(self.token_gate.scales)}, the model has fewer")
+        return self
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing was converted: the model as published."""
+        return self.experts is None and self.token_gate is None

@@ -1,0 +1,149 @@
+"""The model's own count of the work it does, from the tokens and experts that were active.
+
+Everything is in MACs (multiply-accumulates of matrix products and convolutions; additions, norms and activations are not
+counted, as usual). FLOPs = 2 x MACs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import Tensor
+
+from actvar_cli.model.config import ModelConfig
+
+PARTS = ("embed", "adaln", "attention", "ffn", "router", "token_gate", "reconstruction", "head")
+"""What the transformer's work is divided into."""
+
+
+def attention_macs(config: ModelConfig, computed: int, skipped: int, length: int) -> int:
+    """MACs of one block's attention: all four projections and the products for computed tokens, K and V for skipped."""
+    dim = config.transformer.embed_dim
+    return computed * (4 * dim * dim + 2 * dim * length) + skipped * 2 * dim * dim
+
+
+def ffn_macs(config: ModelConfig, token_experts: int) -> int:
+    """MACs of ``token_experts`` pairs of a token and an active expert (of a token alone in a dense FFN)."""
+    experts = config.experts.num_experts if config.experts else 1
+    return token_experts * 2 * config.transformer.embed_dim * (config.transformer.hidden_dim // experts)
+
+
+def router_macs(config: ModelConfig, tokens: int) -> int:
+    """MACs of scoring the experts of ``tokens`` tokens."""
+    if not config.experts:
+        return 0
+    return tokens * config.experts.router_dim * (config.transformer.embed_dim + config.experts.num_experts)
+
+
+def gate_macs(config: ModelConfig, tokens: int) -> int:
+    """MACs of the token gate."""
+    if not config.token_gate:
+        return 0
+    return tokens * config.token_gate.gate_dim * (config.transformer.embed_dim + 1)
+
+
+def reconstruction_macs(config: ModelConfig, tokens: int) -> int:
+    """MACs of standing in for ``tokens`` skipped tokens."""
+    return tokens * 2 * config.transformer.embed_dim * config.token_gate.rank if config.token_gate else 0
+
+
+def adaln_macs(config: ModelConfig, rows: int) -> int:
+    """MACs of the AdaLN parameters of all blocks for ``rows`` sequences, computed once per image."""
+    dim = config.transformer.embed_dim
+    return rows * 6 * dim * dim * (1 if config.transformer.shared_aln else config.transformer.depth)
+
+
+def head_macs(config: ModelConfig, rows: int, tokens: int) -> int:
+    """MACs of the head for ``tokens`` tokens in ``rows`` sequences, its AdaLN included."""
+    dim = config.transformer.embed_dim
+    return tokens * dim * config.tokenizer.vocab_size + rows * 2 * dim * dim
+
+
+def embed_macs(config: ModelConfig, tokens: int) -> int:
+    """MACs of the input embedding."""
+    return tokens * config.tokenizer.z_channels * config.transformer.embed_dim
+
+
+def dense_macs(config: ModelConfig, images: int = 1) -> int:
+    """MACs of the original transformer for sampling ``images`` images with CFG (two rows each), no token skipped.
+
+    The first scale's input is the class embedding and takes no product.
+    """
+    plain = config.model_copy(update={"experts": None, "token_gate": None})
+    rows, seen, total = 2 * images, 0, adaln_macs(config, 2 * images)
+    for scale, pn in enumerate(config.tokenizer.patch_nums):
+        tokens = pn * pn * rows
+        seen += pn * pn
+        block = attention_macs(plain, tokens, 0, seen) + ffn_macs(plain, tokens)
+        total += config.transformer.depth * block + head_macs(config, rows, tokens)
+        # Both rows of an image read the same tokens, so the embedding is computed once for the pair.
+        total += embed_macs(config, pn * pn * images) if scale else 0
+    return total
+
+
+class WorkCounter:
+    """Collects, while sampling, what was computed: MACs by part and scale, densities by block and scale."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.images = 0
+        self.macs: dict[tuple[str, int], int] = defaultdict(int)
+        self.tokens: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+        self.pairs: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+
+    def begin_image(self, rows: int, images: int) -> None:
+        """Count what is done once per image."""
+        self.images += images
+        self.macs["adaln", 0] += adaln_macs(self.config, rows)
+
+    def frame(self, scale: int, rows: int, tokens: int, embedded: int) -> None:
+        """Count embedding (of ``embedded`` tokens) and head (of ``tokens`` tokens) of one scale."""
+        self.macs["embed", scale] += embed_macs(self.config, embedded)
+        self.macs["head", scale] += head_macs(self.config, rows, tokens)
+
+    def gate(self, block: int, scale: int, keep: Tensor) -> None:
+        """Count one block's token gate."""
+        self.macs["token_gate", scale] += gate_macs(self.config, keep.numel())
+
+    def attention(self, block: int, scale: int, computed: int, skipped: int, length: int) -> None:
+        """Count one block's attention, and the reconstruction of what was skipped."""
+        self.tokens[block, scale][0] += computed
+        self.tokens[block, scale][1] += computed + skipped
+        self.macs["attention", scale] += attention_macs(self.config, computed, skipped, length)
+        self.macs["reconstruction", scale] += reconstruction_macs(self.config, skipped)
+
+    def experts(self, block: int, scale: int, tokens: int, on: Tensor | None) -> None:
+        """Count one block's FFN over ``tokens`` tokens with the experts ``on`` (tokens, E); ``None`` is all of them."""
+        count = self.config.experts.num_experts if self.config.experts else 1
+        active = tokens * count if on is None else int(on.sum())
+        self.pairs[block, scale][0] += active
+        self.pairs[block, scale][1] += tokens * count
+        self.macs["ffn", scale] += ffn_macs(self.config, active)
+        if on is not None:
+            self.macs["router", scale] += router_macs(self.config, tokens)
+
+    @property
+    def total(self) -> int:
+        """MACs of all images counted."""
+        return sum(self.macs.values())
+
+    @property
+    def cost(self) -> float:
+        """The work as a share of the dense model's."""
+        return self.total / dense_macs(self.config, self.images)
+
+    def by_part(self) -> dict[str, float]:
+        """MACs per image of each part."""
+        return {p: sum(v for (part, _), v in self.macs.items() if part == p) / self.images for p in PARTS}
+
+    def by_scale(self) -> list[float]:
+        """MACs per image of each scale."""
+        scales = range(len(self.config.tokenizer.patch_nums))
+        return [sum(v for (_, scale), v in self.macs.items() if scale == s) / self.images for s in scales]
+
+    def density(self, kind: str) -> list[list[float]]:
+        """Active share of ``tokens`` or ``experts`` by block (outer) and scale (inner)."""
+        source = {"tokens": self.tokens, "experts": self.pairs}[kind]
+        scales = range(len(self.config.tokenizer.patch_nums))
+        table = [[source[b, s] for s in scales] for b in range(self.config.transformer.depth)]
+        return [[on / total if total else 0.0 for on, total in row] for row in table]

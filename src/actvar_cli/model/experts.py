@@ -1,0 +1,78 @@
+"""The FFN as experts: groups of hidden neurons that can be left out token by token.
+
+The neurons are the original ones, permuted so that every expert is a contiguous slice. An expert that is off is
+replaced by its mean output, a constant: with all experts on, the sum is the original FFN.
+
+Source: MoEfication (arXiv 2110.01786) for the split; ActVAR (arXiv 2511.12893) for experts in VAR.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actvar_cli.model.config import ExpertsConfig, TransformerConfig
+
+
+class FFN(nn.Module):
+    """The published feed-forward network: Linear, GELU (tanh), Linear."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, config.hidden_dim)
+        self.fc2 = nn.Linear(config.hidden_dim, config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, C) to (…, C)."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class ExpertFFN(FFN):
+    """The same network with the neurons grouped into experts.
+
+    ``permutation`` (hidden,) holds, for each neuron here, its index in the original; ``expert_mean`` (E, C) the mean
+    output of each expert, which stands in for it where it is off.
+    """
+
+    permutation: Tensor
+
+    def __init__(self, config: TransformerConfig, experts: ExpertsConfig) -> None:
+        super().__init__(config)
+        self.num_experts = experts.num_experts
+        self.expert_dim = config.hidden_dim // experts.num_experts
+        self.register_buffer("permutation", torch.arange(config.hidden_dim))
+        self.expert_mean = nn.Parameter(torch.zeros(experts.num_experts, config.embed_dim))
+
+    def forward(self, x: Tensor, on: Tensor | None = None) -> Tensor:
+        """Map (…, C) to (…, C) with the experts that are ``on`` (…, E).
+
+        ``on=None`` computes all. A boolean ``on`` with ``x`` (N, C) skips the others for real; a floating one masks a
+        dense computation and lets gradients through, for training.
+        """
+        if on is None:
+            return super().forward(x)
+        return self._skip(x, on) if on.dtype == torch.bool else self._mask(x, on)
+
+    def _mask(self, x: Tensor, on: Tensor) -> Tensor:
+        hidden = F.gelu(self.fc1(x), approximate="tanh")
+        hidden = (hidden.unflatten(-1, (self.num_experts, self.expert_dim)) * on.unsqueeze(-1)).flatten(-2)
+        return self.fc2(hidden) + (1 - on) @ self.expert_mean  # type: ignore[no-any-return]
+
+    def _skip(self, x: Tensor, on: Tensor) -> Tensor:
+        out = (self.fc2.bias + self.expert_mean.sum(0)).repeat(len(x), 1)
+        for e in range(self.num_experts):
+            tokens = on[:, e].nonzero().squeeze(1)
+            if len(tokens) == 0:
+                continue
+            part = slice(e * self.expert_dim, (e + 1) * self.expert_dim)
+            hidden = F.linear(x.index_select(0, tokens), self.fc1.weight[part], self.fc1.bias[part])
+            y = F.linear(F.gelu(hidden, approximate="tanh"), self.fc2.weight[:, part], -self.expert_mean[e])
+            out.index_add_(0, tokens, y)
+        return out
+
+    def expert_outputs(self, x: Tensor) -> Tensor:
+        """What each expert adds before the bias, (…, E, C); for calibration, not for speed."""
+        hidden = F.gelu(self.fc1(x), approximate="tanh").unflatten(-1, (self.num_experts, self.expert_dim))
+        weight = self.fc2.weight.unflatten(1, (self.num_experts, self.expert_dim))
+        return torch.einsum("...eh,ceh->...ec", hidden, weight)

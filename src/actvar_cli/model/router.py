@@ -1,0 +1,39 @@
+"""The router: scores a token's experts.
+
+A score is the logarithm of what leaving the expert out would cost, in units that are common to all blocks, so that one
+threshold serves the whole model. An expert is on where its score exceeds that threshold.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Router(nn.Module):
+    """Two-layer perceptron from a token (…, C) to the scores (…, E) of its experts."""
+
+    def __init__(self, dim: int, hidden: int, num_experts: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, num_experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of the FFN's input ``x``, after AdaLN."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+def straight_through(scores: Tensor, threshold: float, *, temperature: float, noise: bool) -> Tensor:
+    """A 0/1 decision per score whose gradient is that of a sigmoid.
+
+    With ``noise``, logistic noise is added before the cut (the Gumbel-sigmoid of arXiv 1611.01144), so that decisions
+    near the threshold are explored. Shape (…) in, (…) out.
+    """
+    logits = scores - threshold
+    if noise:
+        u = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
+        logits = logits + torch.log(u) - torch.log1p(-u)
+    soft = torch.sigmoid(logits / temperature)
+    hard = (logits > 0).to(soft.dtype)
+    return hard + soft - soft.detach()

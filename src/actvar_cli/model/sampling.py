@@ -1,0 +1,170 @@
+"""Sampling images scale by scale, as published: classifier-free guidance, top-k, top-p, smoothing, seeds.
+
+Source: VAR (arXiv 2404.02905), `autoregressive_infer_cfg` of the published model; random numbers are drawn in the same
+order, so equal seeds give equal tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.tokenizer import Tokenizer
+from actvar_cli.model.var import VAR
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn: guidance strength, candidates kept (0: all), probability mass kept (0: all), smoothing."""
+
+    cfg: float = 1.5
+    top_k: int = 0
+    top_p: float = 0.0
+    more_smooth: bool = False
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``images`` (B, C, S, S) in [0, 1] and their ``tokens`` (B, L)."""
+
+    images: Tensor
+    tokens: Tensor
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set to minus infinity what is not among the ``top_k`` largest, then what lies outside the mass ``top_p``."""
+    if top_k > 0:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values.amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p > 0:
+        rising, order = logits.sort(dim=-1)
+        drop = rising.softmax(-1).cumsum(-1) <= 1 - top_p
+        drop[..., -1:] = False
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token per position: (B, l, V) to (B, l)."""
+    probabilities = logits.softmax(-1).flatten(0, 1)
+    return torch.multinomial(probabilities, 1, replacement=True, generator=generator).view(logits.shape[:2])
+
+
+def gumbel_mixture(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Gumbel-softmax weights (B, l, V) over the codes (arXiv 1611.01144)."""
+    gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+    return ((logits + gumbel) / temperature).softmax(-1)
+
+
+class ActVAR(nn.Module):
+    """A transformer and its tokenizer, ready to sample; what `actvar_cli.load` returns.
+
+    ``threshold`` is the cost dial: ``None`` computes everything, else experts and tokens whose score does not exceed
+    it are skipped.
+    """
+
+    def __init__(self, config: ModelConfig, transformer: VAR, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.threshold: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.pos_start.device
+
+    def budgets(self) -> list[float]:
+        """Budgets that were calibrated, rising."""
+        return sorted(d.budget for d in self.config.dials)
+
+    def set_budget(self, budget: float) -> None:
+        """Work at ``budget`` (share of the dense model's FLOPs); ``1.0`` is dense.
+
+        Between two calibrated budgets the threshold is interpolated. Raises ValueError outside the calibrated range.
+        """
+        if budget == 1.0:
+            self.threshold = None
+            return
+        dials = sorted(self.config.dials, key=lambda d: d.budget)
+        if not dials:
+            raise ValueError(f"{self.config.name} is dense: it has no experts to leave out, convert it first")
+        low, high = dials[0].budget, dials[-1].budget
+        if not low <= budget <= high:
+            raise ValueError(f"budget {budget:g} is outside the calibrated range {low:g} to {high:g} (or 1 for dense)")
+        for a, b in zip(dials, dials[1:] + dials[-1:], strict=True):
+            if a.budget <= budget <= b.budget:
+                share = (budget - a.budget) / (b.budget - a.budget) if b.budget > a.budget else 0.0
+                self.threshold = a.threshold + share * (b.threshold - a.threshold)
+                return
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        labels: Tensor | list[int],
+        *,
+        seed: int | None = None,
+        settings: SamplingSettings | None = None,
+        counter: WorkCounter | None = None,
+    ) -> Samples:
+        """Sample one image per label (B,).
+
+        ``seed=None`` draws from torch's global generator. ``counter`` collects the work done.
+        """
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        labels = torch.as_tensor(labels, dtype=torch.long, device=self.device)
+        return sample(self, labels, settings or SamplingSettings(), generator, counter)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Images (B, C, S, S) for labels (B,) with the default settings: what profilers trace."""
+        return sample(self, labels, SamplingSettings(), None, None).images
+
+
+def sample(
+    model: ActVAR,
+    labels: Tensor,
+    settings: SamplingSettings,
+    generator: torch.Generator | None,
+    counter: WorkCounter | None,
+) -> Samples:
+    """The walk over the scales; see `ActVAR.sample`."""
+    var, quantizer, patch_nums = model.transformer, model.tokenizer.quantize, model.config.tokenizer.patch_nums
+    batch, last = len(labels), len(patch_nums) - 1
+    no_class = torch.full_like(labels, model.config.transformer.num_classes)
+    cond = var.class_emb(torch.cat((labels, no_class)))
+    ada, positions, cache = var.conditions(cond), var.positions(), var.new_cache(2 * batch)
+    if counter:
+        counter.begin_image(2 * batch, batch)
+    first = patch_nums[0] ** 2
+    x = cond.unsqueeze(1) + var.pos_start + positions[:, :first]
+    f_hat = cond.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
+    tokens: list[Tensor] = []
+    end = 0
+    for scale, pn in enumerate(patch_nums):
+        end += pn * pn
+        if scale:
+            embedded = var.word_embed(quantizer.next_input(f_hat, scale)) + positions[:, end - pn * pn : end]
+            x = embedded.repeat(2, 1, 1)
+        logits = var.scale_logits(x, cond, ada, cache, scale, threshold=model.threshold, counter=counter)
+        if counter:
+            counter.frame(scale, 2 * batch, 2 * batch * pn * pn, batch * pn * pn if scale else 0)
+        guidance = settings.cfg * scale / last
+        logits = filter_logits(
+            (1 + guidance) * logits[:batch] - guidance * logits[batch:], settings.top_k, settings.top_p
+        )
+        index = draw(logits, generator)
+        tokens.append(index)
+        if settings.more_smooth:
+            temperature = max(0.27 * (1 - 0.95 * scale / last), 0.005)
+            mixture = gumbel_mixture(logits * (1 + scale / last), temperature, generator)
+            h = (mixture @ quantizer.embedding.weight).transpose(1, 2).reshape(batch, -1, pn, pn)
+        else:
+            h = quantizer.lookup(index, scale)
+        f_hat = f_hat + quantizer.contribution(h, scale)
+    images = model.tokenizer.decode_latent(f_hat).add(1).mul(0.5)
+    return Samples(images, torch.cat(tokens, dim=1))

@@ -1,0 +1,139 @@
+"""The next-scale transformer of VAR, dense or compressed.
+
+Source: VAR (arXiv 2404.02905). State-dict keys are the published ones; what actvar adds has keys of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actvar_cli.model.block import Block, Sampling, TeacherForced
+from actvar_cli.model.cache import KVCache
+from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.counters import WorkCounter
+
+
+class HeadNorm(nn.Module):
+    """AdaLN before the head."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """``x`` (R, l, C) and the class embedding ``cond`` (R, C)."""
+        scale, shift = self.ada_lin(cond).unflatten(1, (1, 2, self.dim)).unbind(2)
+        return F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
+
+
+class SharedAdaLin(nn.Module):
+    """AdaLN projection shared by all blocks: SiLU, then Linear, under the published key ``shared_ada_lin.1``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.add_module("1", nn.Linear(dim, 6 * dim))
+        self.dim = dim
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """Class embedding (R, C) to (R, 1, 6, C)."""
+        return self.get_submodule("1")(F.silu(cond)).unflatten(1, (1, 6, self.dim))  # type: ignore[no-any-return]
+
+
+class VAR(nn.Module):
+    """Class-conditional next-scale prediction over the tokens of a multi-scale tokenizer."""
+
+    lvl_1L: Tensor
+    attn_bias_for_masking: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        arch, tok = config.transformer, config.tokenizer
+        dim, length = arch.embed_dim, tok.num_tokens
+        std = (1 / dim / 3) ** 0.5
+        self.word_embed = nn.Linear(tok.z_channels, dim)
+        self.class_emb = nn.Embedding(arch.num_classes + 1, dim)
+        self.pos_start = nn.Parameter(torch.empty(1, tok.patch_nums[0] ** 2, dim))
+        self.pos_1LC = nn.Parameter(torch.empty(1, length, dim))
+        self.lvl_embed = nn.Embedding(len(tok.patch_nums), dim)
+        for weight in (self.class_emb.weight, self.pos_start, self.pos_1LC, self.lvl_embed.weight):
+            nn.init.trunc_normal_(weight, std=std)
+        if arch.shared_aln:
+            self.shared_ada_lin = SharedAdaLin(dim)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(arch.depth))
+        self.head_nm = HeadNorm(dim, arch.norm_eps)
+        self.head = nn.Linear(dim, tok.vocab_size)
+        scales = torch.cat([torch.full((pn * pn,), i) for i, pn in enumerate(tok.patch_nums)])
+        self.register_buffer("lvl_1L", scales[None], persistent=False)
+        visible = scales[:, None] >= scales[None, :]
+        bias = torch.zeros(length, length).masked_fill(~visible, -torch.inf)
+        self.register_buffer("attn_bias_for_masking", bias[None, None], persistent=False)
+
+    def gated_positions(self) -> Tensor:
+        """Which positions (L,) of the sequence belong to a scale with a token gate."""
+        scales = self.config.token_gate.scales if self.config.token_gate else ()
+        return torch.isin(self.lvl_1L[0], torch.tensor(scales, dtype=torch.long, device=self.lvl_1L.device))
+
+    def positions(self) -> Tensor:
+        """Position plus scale embedding of the whole sequence, (1, L, C)."""
+        return self.lvl_embed(self.lvl_1L) + self.pos_1LC  # type: ignore[no-any-return]
+
+    def conditions(self, cond: Tensor) -> list[Tensor]:
+        """AdaLN parameters (R, 6, C) of every block for the class embeddings (R, C); constant over the scales."""
+        shared = self.shared_ada_lin(cond) if self.config.transformer.shared_aln else cond
+        return [block.condition(shared) for block in self.blocks]  # type: ignore[operator]
+
+    def logits(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Head in float32: (R, l, C) to (R, l, vocab)."""
+        return self.head(self.head_nm(x.float(), cond).float()).float()  # type: ignore[no-any-return]
+
+    def teacher_forced(self, **settings: float | bool | None) -> TeacherForced:
+        """A context for `forward` on this model."""
+        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), **settings)  # type: ignore[arg-type]
+
+    def forward(
+        self, labels: Tensor, var_input: Tensor, context: TeacherForced | None = None, hidden: list[Tensor] | None = None
+    ) -> Tensor:
+        """Teacher-forced logits (B, L, vocab).
+
+        ``labels`` (B,) with ``num_classes`` standing for "no class"; ``var_input`` (B, L - first, z) from
+        `MultiScaleQuantizer.teacher_forcing_input`. ``context`` sets thresholds and collects decisions; ``hidden``
+        collects the output (B, L, C) of every block.
+        """
+        context = context or self.teacher_forced()
+        cond = self.class_emb(labels)
+        start = cond.unsqueeze(1) + self.pos_start
+        x = torch.cat((start, self.word_embed(var_input.float()).to(start.dtype)), dim=1) + self.positions()
+        for block, ada in zip(self.blocks, self.conditions(cond), strict=True):
+            x = block(x, ada, context)
+            if hidden is not None:
+                hidden.append(x)
+        return self.logits(x, cond)
+
+    def new_cache(self, rows: int) -> KVCache:
+        """An empty cache for ``rows`` sequences."""
+        arch = self.config.transformer
+        return KVCache(
+            arch.depth, rows, arch.num_heads, self.config.tokenizer.num_tokens, arch.head_dim, self.word_embed.weight
+        )
+
+    def scale_logits(
+        self,
+        x: Tensor,
+        cond: Tensor,
+        ada: list[Tensor],
+        cache: KVCache,
+        scale: int,
+        *,
+        threshold: float | None = None,
+        counter: WorkCounter | None = None,
+    ) -> Tensor:
+        """Logits (R, l, vocab) of one scale from its embedded input ``x`` (R, l, C), extending ``cache``."""
+        cache.begin_scale(x.shape[1])
+        context = Sampling(cache, scale, threshold, counter)
+        for block, parameters in zip(self.blocks, ada, strict=True):
+            x = block(x, parameters, context)
+        return self.logits(x, cond)
