@@ -87,7 +87,7 @@ def train(
     net.eval().requires_grad_(False)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
     usage = torch.zeros(CONFIG.vocab_size)
-    started, step, reported = time.time(), 0, 0.0
+    started, step, reported, restarted = time.time(), 0, False, 0
     while (spent := time.time() - started) < seconds:
         progress = spent / seconds
         opt.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -118,8 +118,8 @@ def train(
                 f"restarted {restarted} {spent:.0f}s",
                 flush=True,
             )
-        if spent - reported > 180:
-            reported = spent
+        if progress > 0.4 and not reported:
+            reported = True
             print(f"tokenizer {step} averaged: {report(average)}", flush=True)
     print(f"tokenizer {step} final: {report(average)}", flush=True)
     return average

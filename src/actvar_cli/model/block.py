@@ -19,10 +19,29 @@ from actvar_cli.model.token_gate import Reconstruction, TokenGate
 
 @dataclass
 class Decisions:
-    """What one block decided in a teacher-forced pass: ``on`` (B, L, E) and ``keep`` (B, L), floating, or ``None``."""
+    """What one block decided in a teacher-forced pass: ``on`` (B, L, E) and ``keep`` (B, L), floating, or ``None``.
+
+    ``scores`` (B, L, E) are the router's, without gradient.
+    """
 
     on: Tensor | None = None
+    scores: Tensor | None = None
     keep: Tensor | None = None
+
+
+@dataclass
+class Record:
+    """What one block did to the picked positions: each (n, C).
+
+    ``h`` is the block's input after AdaLN, ``h_ffn`` the FFN's input after AdaLN, ``gain`` the FFN's g2, ``update``
+    what the block adds when the token is computed, ``out`` the block's output.
+    """
+
+    h: Tensor
+    h_ffn: Tensor
+    gain: Tensor
+    update: Tensor
+    out: Tensor
 
 
 @dataclass
@@ -30,7 +49,8 @@ class TeacherForced:
     """A pass over a whole known sequence: everything is computed, decisions are masks that let gradients through.
 
     ``bias`` (1, 1, L, L) hides later scales; ``threshold=None`` leaves all experts on and all tokens computed;
-    ``gated`` (L,) says which positions have a token gate.
+    ``gated`` (L,) says which positions have a token gate. ``pick`` (n,), indices into the flattened (B, L), asks for
+    a `Record` of these positions from every block.
     """
 
     bias: Tensor
@@ -38,7 +58,9 @@ class TeacherForced:
     threshold: float | None = None
     temperature: float = 1.0
     noise: bool = False
+    pick: Tensor | None = None
     decisions: list[Decisions] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
 
 
 @dataclass
@@ -102,10 +124,14 @@ class Block(nn.Module):
             y = y + g2 * self.ffn(h2)
         else:
             scores = self.router(h2).float()
+            made.scores = scores.detach()
             made.on = straight_through(
                 scores, context.threshold, temperature=context.temperature, noise=context.noise
             ).to(h2.dtype)
             y = y + g2 * self.ffn(h2, made.on)
+        if context.pick is not None:
+            parts = (h, h2, g2.expand_as(x), y - x, y)
+            context.records.append(Record(*(t.detach().flatten(0, 1)[context.pick].float() for t in parts)))
         if context.threshold is not None and self.gated_scales:
             # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
             made.keep = ((self.token_gate(h) > context.threshold) | ~context.gated).to(y.dtype)

@@ -140,6 +140,7 @@ class ModelConfig(Frozen):
     experts: ExpertsConfig | None = None
     token_gate: TokenGateConfig | None = None
     dials: tuple[Dial, ...] = ()
+    default_budget: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

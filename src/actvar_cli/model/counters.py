@@ -1,7 +1,7 @@
 """The model's own count of the work it does, from the tokens and experts that were active.
 
-Everything is in MACs (multiply-accumulates of matrix products and convolutions; additions, norms and activations are not
-counted, as usual). FLOPs = 2 x MACs.
+Everything is in MACs (multiply-accumulates of matrix products and convolutions; additions, norms and activations are
+not counted, as usual). FLOPs = 2 x MACs.
 """
 
 from __future__ import annotations
@@ -102,11 +102,13 @@ class WorkCounter:
         self.macs["head", scale] += head_macs(self.config, rows, tokens)
 
     def gate(self, block: int, scale: int, keep: Tensor) -> None:
-        """Count one block's token gate."""
-        self.macs["token_gate", scale] += gate_macs(self.config, keep.numel())
+        """Count one block's token gate, which decided ``keep`` (rows, tokens)."""
+        self.macs["token_gate", scale] += gate_macs(self.config, int(keep.numel()))
 
     def attention(self, block: int, scale: int, computed: int, skipped: int, length: int) -> None:
         """Count one block's attention, and the reconstruction of what was skipped."""
+        # While a profiler traces the sampling, sizes come as tensors: whole numbers keep the sums exact and portable.
+        computed, skipped, length = int(computed), int(skipped), int(length)
         self.tokens[block, scale][0] += computed
         self.tokens[block, scale][1] += computed + skipped
         self.macs["attention", scale] += attention_macs(self.config, computed, skipped, length)
@@ -142,7 +144,10 @@ class WorkCounter:
         return [sum(v for (_, scale), v in self.macs.items() if scale == s) / self.images for s in scales]
 
     def density(self, kind: str) -> list[list[float]]:
-        """Active share of ``tokens`` or ``experts`` by block (outer) and scale (inner)."""
+        """Active share of ``tokens`` or ``experts`` by block (outer) and scale (inner).
+
+        The experts' share is of the tokens that were computed; it is 0 where none was.
+        """
         source = {"tokens": self.tokens, "experts": self.pairs}[kind]
         scales = range(len(self.config.tokenizer.patch_nums))
         table = [[source[b, s] for s in scales] for b in range(self.config.transformer.depth)]

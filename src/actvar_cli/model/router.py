@@ -27,13 +27,14 @@ class Router(nn.Module):
 def straight_through(scores: Tensor, threshold: float, *, temperature: float, noise: bool) -> Tensor:
     """A 0/1 decision per score whose gradient is that of a sigmoid.
 
-    With ``noise``, logistic noise is added before the cut (the Gumbel-sigmoid of arXiv 1611.01144), so that decisions
-    near the threshold are explored. Shape (…) in, (…) out.
+    With ``noise``, logistic noise times ``temperature`` is added before the cut (the Gumbel-sigmoid of arXiv 1611.01144),
+    so that decisions near the threshold are explored; ``temperature`` is in the units of the scores. Shape (…) in, (…)
+    out.
     """
     logits = scores - threshold
     if noise:
         u = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
-        logits = logits + torch.log(u) - torch.log1p(-u)
+        logits = logits + temperature * (torch.log(u) - torch.log1p(-u))
     soft = torch.sigmoid(logits / temperature)
     hard = (logits > 0).to(soft.dtype)
     return hard + soft - soft.detach()

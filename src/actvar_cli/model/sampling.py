@@ -35,6 +35,12 @@ class Samples:
     tokens: Tensor
 
 
+def balanced_labels(count: int, num_classes: int) -> Tensor:
+    """``count`` labels (count,) over all classes in turn, or over evenly spread classes where there are fewer."""
+    index = torch.arange(count)
+    return index % num_classes if count >= num_classes else index * num_classes // count
+
+
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Set to minus infinity what is not among the ``top_k`` largest, then what lies outside the mass ``top_p``."""
     if top_k > 0:

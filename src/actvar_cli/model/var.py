@@ -66,11 +66,18 @@ class VAR(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(arch.depth))
         self.head_nm = HeadNorm(dim, arch.norm_eps)
         self.head = nn.Linear(dim, tok.vocab_size)
+        self.derive_buffers()
+
+    def derive_buffers(self) -> None:
+        """Make the buffers that follow from the config; a model built without storage needs this after loading."""
+        tok = self.config.tokenizer
         scales = torch.cat([torch.full((pn * pn,), i) for i, pn in enumerate(tok.patch_nums)])
         self.register_buffer("lvl_1L", scales[None], persistent=False)
         visible = scales[:, None] >= scales[None, :]
-        bias = torch.zeros(length, length).masked_fill(~visible, -torch.inf)
+        bias = torch.zeros(tok.num_tokens, tok.num_tokens).masked_fill(~visible, -torch.inf)
         self.register_buffer("attn_bias_for_masking", bias[None, None], persistent=False)
+        for block in self.blocks:
+            block.attn.zero_k_bias = torch.zeros(self.config.transformer.embed_dim)  # type: ignore[union-attr]
 
     def gated_positions(self) -> Tensor:
         """Which positions (L,) of the sequence belong to a scale with a token gate."""
@@ -90,9 +97,18 @@ class VAR(nn.Module):
         """Head in float32: (R, l, C) to (R, l, vocab)."""
         return self.head(self.head_nm(x.float(), cond).float()).float()  # type: ignore[no-any-return]
 
-    def teacher_forced(self, **settings: float | bool | None) -> TeacherForced:
-        """A context for `forward` on this model."""
-        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), **settings)  # type: ignore[arg-type]
+    def teacher_forced(
+        self,
+        threshold: float | None = None,
+        *,
+        temperature: float = 1.0,
+        noise: bool = False,
+        pick: Tensor | None = None,
+    ) -> TeacherForced:
+        """A context for `forward` on this model; the fields are explained in `TeacherForced`."""
+        return TeacherForced(
+            self.attn_bias_for_masking, self.gated_positions(), threshold, temperature, noise, pick
+        )
 
     def forward(
         self, labels: Tensor, var_input: Tensor, context: TeacherForced | None = None, hidden: list[Tensor] | None = None

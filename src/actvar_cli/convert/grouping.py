@@ -1,0 +1,62 @@
+"""Which neuron goes to which expert: groups of equal size.
+
+Source: MoEfication (arXiv 2110.01786), section 3.2, balanced k-means on the rows of the first layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def balanced_assignment(distance: Tensor) -> Tensor:
+    """Give each of N rows one of E groups of N / E, nearest first; ``distance`` (N, E) to labels (N,).
+
+    In rounds: every row without a group asks for the nearest one that is not full, and a group takes the nearest of
+    those that ask. At least one group fills up or takes all who asked in a round, so E rounds are enough.
+    """
+    n, groups = distance.shape
+    capacity = torch.full((groups,), n // groups)
+    labels = torch.full((n,), -1)
+    distance = distance.clone()
+    while (free := (labels < 0).nonzero().squeeze(1)).numel():
+        distance[:, capacity == 0] = torch.inf
+        nearest, choice = distance[free].min(1)
+        for g in choice.unique().tolist():
+            asking = (choice == g).nonzero().squeeze(1)
+            taken = asking[nearest[asking].argsort(stable=True)[: int(capacity[g])]]
+            labels[free[taken]] = g
+            capacity[g] -= len(taken)
+    return labels
+
+
+def balanced_kmeans(rows: Tensor, groups: int, generator: torch.Generator, iterations: int = 25) -> Tensor:
+    """Labels (N,) of ``groups`` equally large clusters of the l2-normalised ``rows`` (N, C)."""
+    x = F.normalize(rows.float(), dim=1)
+    # k-means++: each next centre is drawn with probability proportional to the squared distance to the nearest one.
+    centres = x[torch.randint(len(x), (1,), generator=generator)]
+    for _ in range(groups - 1):
+        far = torch.cdist(x, centres).min(1).values.square().clamp_min(1e-12)
+        centres = torch.cat((centres, x[torch.multinomial(far, 1, generator=generator)]))
+    labels = torch.full((len(x),), -1)
+    for _ in range(iterations):
+        new = balanced_assignment(torch.cdist(x, centres))
+        if torch.equal(new, labels):
+            break
+        labels = new
+        centres = torch.stack([x[labels == g].mean(0) for g in range(groups)])
+    return labels
+
+
+def group_neurons(fc1_weight: Tensor, experts: int, method: str, generator: torch.Generator) -> Tensor:
+    """A permutation (hidden,) that lines the neurons up expert by expert.
+
+    ``fc1_weight`` (hidden, C); ``method`` is ``kmeans``, ``random`` or ``contiguous``.
+    """
+    hidden = len(fc1_weight)
+    if method == "contiguous":
+        return torch.arange(hidden)
+    if method == "random":
+        return torch.randperm(hidden, generator=generator)
+    return balanced_kmeans(fc1_weight, experts, generator).argsort(stable=True)

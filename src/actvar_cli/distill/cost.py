@@ -1,0 +1,64 @@
+"""The cost of a teacher-forced pass as a differentiable number, in the same MACs that sampling is counted in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from actvar_cli.model.block import Decisions
+from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.counters import (
+    adaln_macs,
+    attention_macs,
+    dense_macs,
+    embed_macs,
+    ffn_macs,
+    gate_macs,
+    head_macs,
+    reconstruction_macs,
+    router_macs,
+)
+
+
+class CostModel:
+    """Turns a batch's decisions into the cost of one image: work as a share of the dense model's.
+
+    The batch holds both rows of CFG for every image, so its mean over rows times two is one image's work.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        self.config = config
+        tok = config.tokenizer
+        sizes = [pn * pn for pn in tok.patch_nums]
+        lengths = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        per_token = [
+            (attention_macs(config, 1, 0, length), attention_macs(config, 0, 1, length)) for length in lengths
+        ]
+        repeats = torch.tensor(sizes)
+
+        def spread(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32).repeat_interleave(repeats).to(device)
+
+        self.computed = spread([c for c, _ in per_token])
+        self.skipped = spread([s + reconstruction_macs(config, 1) for _, s in per_token])
+        self.gated = spread(
+            [gate_macs(config, 1) if config.token_gate and i in config.token_gate.scales else 0 for i in range(len(sizes))]
+        )
+        self.pair = ffn_macs(config, 1)
+        self.router = router_macs(config, 1)
+        length = tok.num_tokens
+        self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, 2 * n) for n in sizes)
+        self.fixed += embed_macs(config, length - sizes[0])
+        self.dense = dense_macs(config)
+
+    def __call__(self, decisions: list[Decisions]) -> Tensor:
+        """Cost (a scalar) of the decisions of all blocks."""
+        total = self.computed.new_zeros(())
+        for made in decisions:
+            assert made.on is not None
+            keep = made.keep if made.keep is not None else made.on.new_ones(made.on.shape[:2])
+            keep = keep.float()
+            ffn = keep * (made.on.float().sum(-1) * self.pair + self.router)
+            work = ffn + keep * self.computed + (1 - keep) * self.skipped + self.gated
+            total = total + work.sum(1).mean()
+        return (2 * total + self.fixed) / self.dense

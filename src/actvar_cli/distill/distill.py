@@ -1,0 +1,262 @@
+"""Two-stage distillation: experts and routers first, then token gates with the experts still learning.
+
+Source: ActVAR (arXiv 2511.12893) for the two stages; losses and schedules are ours (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, draw_samples, paired_rows
+from actvar_cli.convert.convert import BUDGETS
+from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
+from actvar_cli.distill.cost import CostModel
+from actvar_cli.distill.losses import cost_excess, guide, hidden_error, kl_divergence
+from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.distill.token_stage import add_token_gates, fit_token_gates
+from actvar_cli.errors import ActvarError, InputError
+from actvar_cli.model.sampling import ActVAR, SamplingSettings
+from actvar_cli.progress import Progress
+
+CHECKPOINT_EVERY = 20
+"""Optimiser steps between two checkpoints."""
+
+NOISE = 0.3
+"""Temperature of the routers' exploration, as a share of the spread of their scores."""
+
+ROUTER_LR = 5.0
+"""Learning rate of the routers, relative to the experts'."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The student, and one entry per optimiser step: stage, step, loss and its terms, cost, budget of the moment."""
+
+    model: ActVAR
+    history: list[dict[str, Any]]
+
+
+def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
+    """Raise InputError where teacher, student and settings do not go together."""
+    if not teacher.config.is_dense:
+        raise InputError(f"the teacher {teacher.config.name} is not an original model")
+    if student.config.experts is None:
+        raise InputError(f"the student {student.config.name} has no experts: convert it first")
+    if (teacher.config.transformer, teacher.config.tokenizer) != (student.config.transformer, student.config.tokenizer):
+        raise InputError("teacher and student have different architectures")
+    if not student.config.dials:
+        raise InputError(f"the student {student.config.name} has no calibrated budgets: convert it again")
+
+
+def fast_bf16() -> bool:
+    """Whether bf16 matrix products are faster than float32 ones here."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in ("AVX512", "AVX512_BF16", "AMX"):
+        return False
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "avx512_bf16" in flags.read_text()
+
+
+@torch.no_grad()
+def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, images: int = 16) -> float:
+    """The threshold at which a teacher-forced pass costs ``budget``, by halving the range of the routers' scores."""
+    cost_model = CostModel(student.transformer.config, student.device)
+    rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
+    low, high = -30.0, 10.0
+    for _ in range(12):
+        threshold = (low + high) / 2
+        context = student.transformer.teacher_forced(threshold)
+        student.transformer(rows, var_input, context)
+        low, high = (threshold, high) if cost_model(context.decisions) > budget else (low, threshold)
+    return (low + high) / 2
+
+
+def trainable(model: ActVAR) -> dict[str, nn.Parameter]:
+    """The parameters that learn: experts, their means, routers, reconstructions; gates and all else stay fixed."""
+    parts = (".ffn.", ".router.", ".reconstruction.")
+    return {n: p for n, p in model.transformer.named_parameters() if any(part in n for part in parts)}
+
+
+@contextmanager
+def training(model: ActVAR) -> Iterator[dict[str, nn.Parameter]]:
+    """Only `trainable` parameters take gradients inside; none does afterwards."""
+    chosen = trainable(model)
+    model.requires_grad_(False)
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    try:
+        yield chosen
+    finally:
+        model.requires_grad_(False)
+
+
+def guidance_of(model: ActVAR) -> Tensor:
+    """The strength of guidance (L,) at each position under the default sampling settings."""
+    scales = model.transformer.lvl_1L[0].float()
+    return SamplingSettings().cfg * scales / scales.max()
+
+
+@torch.no_grad()
+def score_spread(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
+    """Standard deviation of the routers' scores over blocks, tokens and experts."""
+    rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
+    context = student.transformer.teacher_forced(threshold)
+    student.transformer(rows, var_input, context)
+    return float(torch.stack([made.scores for made in context.decisions if made.scores is not None]).std())
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate: linear over the first tenth, then a cosine down to nothing."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def run_stage(
+    name: str,
+    teacher: ActVAR,
+    student: ActVAR,
+    samples: TeacherSamples,
+    settings: DistillSettings,
+    *,
+    steps: int,
+    budget: float,
+    threshold: float,
+    seed: int,
+    history: list[dict[str, Any]],
+    checkpoint: Path | None,
+    progress: Progress,
+) -> None:
+    """Train ``student`` in place for ``steps`` optimiser steps at ``threshold``, with its excess over ``budget`` punished."""
+    precision = settings.precision
+    mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16()) else "no"
+    accelerator = Accelerator(mixed_precision=mixed, cpu=student.device.type == "cpu")
+    cost_model, guidance = CostModel(student.config, student.device), guidance_of(student)
+    generator = torch.Generator().manual_seed(seed)
+    with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
+        routers = [p for n, p in parameters.items() if ".router." in n]
+        others = [p for n, p in parameters.items() if ".router." not in n]
+        names = [n for n in parameters if ".router." not in n] + [n for n in parameters if ".router." in n]
+        optimizer = torch.optim.AdamW(
+            [{"params": others, "lr": settings.lr}, {"params": routers, "lr": ROUTER_LR * settings.lr}],
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+        )
+        done, temperature = 0, NOISE * score_spread(student, samples, threshold)
+        state = read_state(checkpoint)
+        if checkpoint and state and state["stage"] == name:
+            load_checkpoint(checkpoint, student.transformer, optimizer, names)
+            done, history[:], temperature = state["step"], state["history"], state["temperature"]
+            task.advance(done)
+        for step in range(done, steps):
+            generator.manual_seed(seed + step)
+            index = torch.randint(len(samples), (settings.batch,), generator=generator).to(student.device)
+            rows, var_input = paired_rows(teacher, samples.labels[index], samples.tokens[index])
+            torch.manual_seed(seed + step)
+            context = student.transformer.teacher_forced(threshold, temperature=temperature, noise=True)
+            teacher_hidden: list[Tensor] = []
+            student_hidden: list[Tensor] = []
+            with accelerator.autocast():
+                with torch.no_grad():
+                    target = teacher.transformer(rows, var_input, hidden=teacher_hidden)
+                logits = student.transformer(rows, var_input, context, hidden=student_hidden)
+            cost = cost_model(context.decisions)
+            kl = kl_divergence(guide(target, guidance), guide(logits, guidance))
+            hidden = hidden_error(teacher_hidden, student_hidden)
+            excess = cost_excess(cost, budget)
+            loss = kl + settings.weights.hidden * hidden + settings.weights.cost * excess
+            for group, peak in zip(optimizer.param_groups, (settings.lr, ROUTER_LR * settings.lr), strict=True):
+                group["lr"] = peak * schedule(step, steps)
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(loss)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            # A step whose gradient explodes is left out: one bad batch must not undo the routers.
+            if torch.isfinite(norm):
+                optimizer.step()
+            entry = {"loss": loss, "kl": kl, "hidden": hidden, "cost": cost, "grad_norm": norm}
+            history.append(
+                {"stage": name, "step": step, "budget": budget, **{k: float(v.detach()) for k, v in entry.items()}}
+            )
+            task.advance(note=f"kl {history[-1]['kl']:.3f} cost {history[-1]['cost']:.3f}")
+            if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps):
+                state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
+                state |= {"threshold": threshold, "seed": seed, "settings": settings.model_dump(mode="json")}
+                save_checkpoint(checkpoint, student.transformer, optimizer, names, state)
+
+
+def distill(
+    teacher: ActVAR,
+    student: ActVAR,
+    settings: DistillSettings,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+) -> Distilled:
+    """Teach ``student`` (a converted model, not changed) to imitate ``teacher`` at ``settings.budget``.
+
+    With ``checkpoint``, the training is saved there now and then, and goes on from there when called again with the
+    same arguments. Raises InputError where the models do not go together, ActvarError where the budget was not reached.
+    """
+    check(teacher, student, settings)
+    progress = progress or Progress()
+    stages, identity = settings.stages, settings.model_dump(mode="json")
+    state = read_state(checkpoint)
+    if checkpoint and state and (state["settings"], state["seed"]) != (identity, seed):
+        checkpoint.unlink()
+        state = None
+    samples = draw_samples(teacher, settings.images, seed=seed + 1_000_000, progress=progress)
+    history: list[dict[str, Any]] = []
+    student = copy.deepcopy(student).to(teacher.device)
+    # The experts alone stop at a higher cost when token gates are to come.
+    first = 1 - stages.experts.share * (1 - settings.budget) if stages.tokens.steps else settings.budget
+
+    def stage(name: str, steps: int, budget: float) -> None:
+        run_stage(
+            name, teacher, student, samples, settings, steps=steps, budget=budget, threshold=threshold, seed=seed,
+            history=history, checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
+
+    if state and state["stage"] == "tokens":
+        threshold = state["threshold"]
+        student = add_token_gates(student, stages.tokens)
+    else:
+        threshold = threshold_for(student, samples, first)
+        stage("experts", stages.experts.steps, first)
+        # What the routers learned moves the cost a little: the threshold is set anew before tokens join.
+        threshold = threshold_for(student, samples, first)
+        if stages.tokens.steps:
+            student = add_token_gates(student, stages.tokens)
+            generator = torch.Generator().manual_seed(seed)
+            fit = fit_token_gates(
+                student, samples, budget=settings.budget, threshold=threshold, generator=generator, progress=progress
+            )
+            kept = ", ".join(f"{share:.2f}" for share in fit.kept)
+            progress.say(f"tokens kept on gated scales, block by block: {kept}")
+    if stages.tokens.steps:
+        stage("tokens", stages.tokens.steps, settings.budget)
+    budgets = sorted({settings.budget, *(b for b in BUDGETS if b > settings.budget)})
+    dials = calibrate_dials(
+        student, budgets, span=(threshold - 12, threshold + 4), seed=seed, progress=progress
+    )
+    if settings.budget not in [d.budget for d in dials]:
+        raise ActvarError(f"the student cannot be set to budget {settings.budget:g}; reached: {dials}")
+    config = student.config.model_copy(update={"dials": dials, "default_budget": settings.budget})
+    student.config = student.transformer.config = config
+    student.set_budget(settings.budget)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return Distilled(student.eval(), history)

@@ -1,0 +1,54 @@
+"""What a user chooses when a student is distilled."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from actvar_cli.model.config import Frozen
+
+
+class ExpertsStage(Frozen):
+    """First stage: routers and experts learn."""
+
+    steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 leaves the stage out")] = 200
+    share: Annotated[
+        float, Field(gt=0, le=1, description="share of the whole saving that experts make before token gates join")
+    ] = 0.6
+
+
+class TokensStage(Frozen):
+    """Second stage: token gate and reconstruction join, the experts go on learning."""
+
+    steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 leaves the stage out")] = 200
+    rank: Annotated[int, Field(ge=1, description="rank of the reconstruction")] = 32
+    scales: Annotated[int, Field(ge=1, description="how many of the last scales have a token gate")] = 3
+
+
+class Stages(Frozen):
+    """The two stages, in order."""
+
+    experts: ExpertsStage = ExpertsStage()
+    tokens: TokensStage = TokensStage()
+
+
+class LossWeights(Frozen):
+    """Weights of the loss terms; the KL divergence on the logits has weight 1."""
+
+    hidden: Annotated[float, Field(ge=0, description="relative error of every block's output")] = 0.5
+    cost: Annotated[float, Field(ge=0, description="squared excess of the cost over the budget")] = 20.0
+
+
+class DistillSettings(Frozen):
+    """Budget, data, optimiser and stages of a distillation."""
+
+    budget: Annotated[float, Field(gt=0, lt=1, description="share of the dense transformer's FLOPs to reach")] = 0.7
+    images: Annotated[int, Field(ge=8, description="images sampled from the teacher as training data")] = 1024
+    batch: Annotated[int, Field(ge=1, description="images per optimiser step")] = 32
+    lr: Annotated[float, Field(gt=0, description="peak learning rate of the experts; routers learn faster")] = 2e-4
+    stages: Stages = Stages()
+    weights: LossWeights = LossWeights()
+    precision: Annotated[
+        str, Field(pattern="^(auto|no|bf16)$", description="bf16 autocast, none, or bf16 where it is fast")
+    ] = "auto"

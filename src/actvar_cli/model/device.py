@@ -1,0 +1,23 @@
+"""What differs between devices when work on them is measured."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until ``device`` has finished what it was given, so that a clock read next is right."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, such as ``cpu, 2 threads (x86_64)`` or ``NVIDIA H100``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' * (threads > 1)} ({platform.machine()})"

@@ -1,0 +1,80 @@
+"""Converting a dense model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from actvar_cli.convert.calibration import draw_samples, measured_cost, paired_rows
+from actvar_cli.convert.convert import Converted, convert
+from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.errors import InputError
+from actvar_cli.model.router import Router
+from actvar_cli.progress import Progress
+from tests.tiny import tiny_model
+
+SETTINGS = ConvertSettings(experts=4, images=16)
+
+
+@pytest.fixture(scope="module")
+def converted() -> Converted:
+    return convert(tiny_model(), SETTINGS, seed=0)
+
+
+def test_all_experts_on_is_the_original(converted: Converted) -> None:
+    teacher = tiny_model()
+    assert converted.max_logit_difference < 1e-4
+    converted.model.threshold = -torch.inf
+    torch.testing.assert_close(
+        converted.model.sample([0, 1, 2], seed=3).images, teacher.sample([0, 1, 2], seed=3).images, atol=1e-4, rtol=0
+    )
+
+
+def test_neurons_are_permuted_and_can_be_put_back(converted: Converted) -> None:
+    for old, new in zip(tiny_model().transformer.blocks, converted.model.transformer.blocks, strict=True):
+        back = new.ffn.permutation.argsort()
+        assert torch.equal(new.ffn.fc1.weight[back], old.ffn.fc1.weight)
+        assert torch.equal(new.ffn.fc1.bias[back], old.ffn.fc1.bias)
+        assert torch.equal(new.ffn.fc2.weight[:, back], old.ffn.fc2.weight)
+
+
+def test_every_budget_costs_what_it_says(converted: Converted) -> None:
+    assert len(converted.model.config.dials) >= 5
+    for dial in converted.model.config.dials:
+        assert dial.cost == pytest.approx(dial.budget, abs=0.02)
+        cost = measured_cost(converted.model, dial.threshold, images=48, seed=77)
+        assert cost == pytest.approx(dial.budget, abs=0.04)
+
+
+@torch.no_grad()
+def test_routers_choose_better_than_chance(converted: Converted) -> None:
+    teacher, model = tiny_model(), converted.model
+    samples = draw_samples(teacher, 32, seed=9, progress=Progress())
+    rows, var_input = paired_rows(teacher, samples.labels, samples.tokens)
+    target = teacher.transformer(rows, var_input)
+
+    def error(threshold: float) -> tuple[float, float]:
+        context = model.transformer.teacher_forced(threshold)
+        logits = model.transformer(rows, var_input, context)
+        density = torch.stack([made.on.mean() for made in context.decisions]).mean()
+        return float((logits - target).square().mean()), float(density)
+
+    threshold = next(d.threshold for d in model.config.dials if d.budget == 0.7)
+    routed, density = error(threshold)
+    blind = convert(teacher, SETTINGS, seed=0).model
+    for block in blind.transformer.blocks:
+        block.router = Router(32, 8, 4)
+        torch.nn.init.normal_(block.router.fc1.weight, std=1)
+        torch.nn.init.normal_(block.router.fc2.weight, std=1)
+    model = blind
+    scores = [error(t) for t in (-1.0, -0.5, 0.0, 0.5)]
+    at_random, other = min(scores, key=lambda pair: abs(pair[1] - density))
+    assert other >= density - 0.1
+    assert routed < at_random
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(InputError, match=r"5 experts do not divide the FFN's 128 neurons; possible are 2, 4, 8, 16"):
+        convert(tiny_model(), ConvertSettings(experts=5))
+    with pytest.raises(InputError, match="tiny has experts already; convert the original model"):
+        convert(tiny_model(experts=True), SETTINGS)

@@ -1,0 +1,142 @@
+"""Distilling a converted model."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actvar_cli.convert.calibration import draw_samples, measured_cost, paired_rows
+from actvar_cli.convert.convert import convert
+from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.distill import distill as module
+from actvar_cli.distill.distill import Distilled, distill
+from actvar_cli.distill.losses import kl_divergence
+from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
+from actvar_cli.errors import InputError
+from actvar_cli.model.sampling import ActVAR
+from actvar_cli.progress import Progress, Task
+from tests.tiny import tiny_model
+
+
+def teacher_model() -> ActVAR:
+    """A tiny model whose FFNs matter: with the weights it is born with, leaving experts out would change nothing."""
+    model = tiny_model()
+    for block in model.transformer.blocks:
+        block.ffn.fc1.weight.data.mul_(4)
+        block.ffn.fc2.weight.data.mul_(8)
+    return model
+
+
+def settings(steps: int = 12, budget: float = 0.7) -> DistillSettings:
+    stages = Stages(experts=ExpertsStage(steps=steps), tokens=TokensStage(steps=steps, rank=4, scales=2))
+    return DistillSettings(budget=budget, images=32, batch=8, lr=1e-3, stages=stages, precision="no")
+
+
+@pytest.fixture(scope="module")
+def converted() -> ActVAR:
+    return convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+
+
+@pytest.fixture(scope="module")
+def distilled(converted: ActVAR) -> Distilled:
+    return distill(teacher_model(), converted, settings())
+
+
+@torch.no_grad()
+def kl_to_teacher(model: ActVAR, threshold: float) -> float:
+    teacher = teacher_model()
+    samples = draw_samples(teacher, 64, seed=123, progress=Progress())
+    rows, var_input = paired_rows(teacher, samples.labels, samples.tokens)
+    context = model.transformer.teacher_forced(threshold)
+    return float(kl_divergence(teacher.transformer(rows, var_input), model.transformer(rows, var_input, context)))
+
+
+def test_the_budget_is_met_on_real_sampling(distilled: Distilled) -> None:
+    model = distilled.model
+    assert model.config.default_budget == 0.7
+    assert model.threshold is not None
+    assert measured_cost(model, model.threshold, images=48, seed=5) == pytest.approx(0.7, abs=0.04)
+
+
+def test_both_stages_leave_a_history(distilled: Distilled) -> None:
+    assert [h["stage"] for h in distilled.history] == ["experts"] * 12 + ["tokens"] * 12
+    assert {"loss", "kl", "hidden", "cost", "budget", "grad_norm"} <= set(distilled.history[0])
+
+
+def test_tokens_are_skipped(distilled: Distilled) -> None:
+    from actvar_cli.model.counters import WorkCounter
+
+    counter = WorkCounter(distilled.model.config)
+    distilled.model.sample([0, 1, 2] * 4, seed=0, counter=counter)
+    assert min(min(row) for row in counter.density("tokens")) < 0.95
+
+
+def test_distillation_brings_the_student_closer(converted: ActVAR) -> None:
+    long = settings(steps=60, budget=0.6)
+    long = long.model_copy(update={"stages": Stages(experts=ExpertsStage(steps=60), tokens=TokensStage(steps=0))})
+    after = distill(teacher_model(), converted, long).model
+    before = next(d.threshold for d in converted.config.dials if d.budget == 0.6)
+    assert after.threshold is not None
+    assert kl_to_teacher(after, after.threshold) < kl_to_teacher(converted, before)
+
+
+def test_only_what_is_ours_learns(converted: ActVAR, distilled: Distilled) -> None:
+    old, new = converted.transformer.state_dict(), distilled.model.transformer.state_dict()
+    changed = {k for k in old if not torch.equal(old[k], new[k])}
+    assert changed
+    assert all(".ffn." in k or ".router." in k for k in changed), changed
+    assert all(torch.equal(v, teacher_model().transformer.state_dict()[k]) for k, v in new.items() if ".attn." in k)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(Progress):
+    """Stops the training in the middle of a stage, as Ctrl-C would."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step = stage, step
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Any:
+        task = Task()
+        if label == f"distilling {self.stage}":
+            seen = 0
+
+            def advance(units: int = 1, note: str = "") -> None:
+                nonlocal seen
+                seen += units
+                if seen > self.step:
+                    raise Killed
+
+            task.advance = advance  # type: ignore[method-assign]
+        yield task
+
+
+@pytest.mark.parametrize("stage", ["experts", "tokens"])
+def test_a_killed_training_goes_on_where_it_was(
+    converted: ActVAR, distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 4)
+    checkpoint = tmp_path / "distill.safetensors"
+    with pytest.raises(Killed):
+        distill(teacher_model(), converted, settings(), checkpoint=checkpoint, progress=KillAt(stage, 9))
+    resumed = distill(teacher_model(), converted, settings(), checkpoint=checkpoint)
+    assert [h["step"] for h in resumed.history] == [h["step"] for h in distilled.history]
+    for key, value in distilled.model.transformer.state_dict().items():
+        torch.testing.assert_close(resumed.model.transformer.state_dict()[key], value, atol=1e-6, rtol=1e-5)
+    assert not checkpoint.exists()
+
+
+def test_models_that_do_not_go_together_are_refused(converted: ActVAR) -> None:
+    with pytest.raises(InputError, match="the student tiny has no experts: convert it first"):
+        distill(teacher_model(), teacher_model(), settings())
+    with pytest.raises(InputError, match="the teacher tiny is not an original model"):
+        distill(converted, converted, settings())
+    with pytest.raises(InputError, match="teacher and student have different architectures"):
+        distill(tiny_model(shared_aln=True), converted, settings())

@@ -1,0 +1,43 @@
+"""Terms of the loss."""
+
+from __future__ import annotations
+
+import torch
+
+from actvar_cli.distill.losses import cost_excess, guide, hidden_error, kl_divergence
+from actvar_cli.model.router import straight_through
+
+
+def test_kl_is_zero_only_for_equal_distributions() -> None:
+    logits = torch.randn(2, 3, 5)
+    assert float(kl_divergence(logits, logits + 2.0)) < 1e-6
+    assert float(kl_divergence(logits, -logits)) > 0.1
+
+
+def test_guidance_is_as_in_sampling() -> None:
+    conditional, free = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    got = guide(torch.cat((conditional, free)), torch.tensor([0.0, 1.5]))
+    torch.testing.assert_close(got[0, 0], conditional[0, 0])
+    torch.testing.assert_close(got[0, 1], 2.5 * conditional[0, 1] - 1.5 * free[0, 1])
+
+
+def test_hidden_error_is_relative() -> None:
+    hidden = [torch.randn(2, 3, 4), 100 * torch.randn(2, 3, 4)]
+    assert abs(float(hidden_error(hidden, [0.9 * h for h in hidden])) - 0.01) < 1e-5
+
+
+def test_nothing_is_owed_below_the_budget() -> None:
+    assert float(cost_excess(torch.tensor(0.6), 0.7)) == 0
+    assert abs(float(cost_excess(torch.tensor(0.8), 0.7)) - 0.01) < 1e-6
+
+
+def test_straight_through_decides_hard_and_learns_soft() -> None:
+    scores = torch.tensor([-2.0, 1.0, 3.0], requires_grad=True)
+    on = straight_through(scores, 0.0, temperature=1.0, noise=False)
+    assert on.tolist() == [0, 1, 1]
+    on.sum().backward()
+    assert scores.grad is not None
+    assert (scores.grad > 0).all()
+    torch.manual_seed(0)
+    noisy = straight_through(torch.zeros(1000), 0.0, temperature=1.0, noise=True)
+    assert 0.4 < float(noisy.mean()) < 0.6
