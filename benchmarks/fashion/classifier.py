@@ -13,8 +13,11 @@ from actvar_cli.evaluate.features import FeatureClassifier
 from fashion.data import to_float
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror half of the images, shift each by up to two pixels, blank a patch: (B, 1, 32, 32) in [-1, 1]."""
+def augment(x: Tensor, generator: torch.Generator, noise: float) -> Tensor:
+    """Mirror half of the images, shift all by up to two pixels, blank a patch, add noise: (B, 1, 32, 32) in [-1, 1].
+
+    ``noise`` is the largest standard deviation, in units of the image range; each image gets its own, from 0 up.
+    """
     mirror = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(mirror[:, None, None, None], x.flip(3), x)
     dy, dx = (int(torch.randint(-2, 3, (1,), generator=generator)) for _ in range(2))
@@ -23,6 +26,9 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     x = x.clone()
     some = torch.rand(len(x), generator=generator) < 0.5
     x[some, :, top : top + 6, left : left + 6] = -1
+    if noise:
+        deviation = 2 * noise * torch.rand(len(x), 1, 1, 1, generator=generator)
+        x = (x + deviation * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
     return x
 
 
@@ -37,8 +43,10 @@ def accuracy(model: FeatureClassifier, images: Tensor, labels: Tensor) -> float:
     return hits / len(labels)
 
 
-def train(images: Tensor, labels: Tensor, *, epochs: float, seed: int, batch: int = 128) -> FeatureClassifier:
-    """Train on (N, 1, 32, 32) uint8 with one cosine cycle; returns the weights' moving average, in eval mode."""
+def train(
+    images: Tensor, labels: Tensor, *, epochs: float, seed: int, noise: float = 0.0, batch: int = 128
+) -> FeatureClassifier:
+    """Train on (N, 1, 32, 32) uint8 with one cosine cycle; returns the classifier in eval mode."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = FeatureClassifier().to(memory_format=torch.channels_last)
@@ -53,7 +61,7 @@ def train(images: Tensor, labels: Tensor, *, epochs: float, seed: int, batch: in
             order = torch.randperm(len(images), generator=generator)
         index, order = order[:batch], order[batch:]
         model.train()
-        x = augment(to_float(images[index]), generator).contiguous(memory_format=torch.channels_last)
+        x = augment(to_float(images[index]), generator, noise).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
         loss = F.cross_entropy(logits.float(), labels[index], label_smoothing=0.05)

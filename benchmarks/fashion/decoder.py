@@ -17,21 +17,7 @@ from torch import Tensor, nn
 from actvar_cli.evaluate.features import FeatureClassifier
 from actvar_cli.model.tokenizer import Tokenizer
 from fashion.data import to_float
-from fashion.tokenizer import perceptual
-
-
-def discriminator() -> nn.Sequential:
-    """A patch discriminator (PatchGAN, arXiv 1611.07004): (B, 1, 32, 32) to (B, 1, 7, 7) logits."""
-    norm = nn.utils.parametrizations.spectral_norm
-    return nn.Sequential(
-        norm(nn.Conv2d(1, 32, 4, 2, 1)),
-        nn.LeakyReLU(0.2),
-        norm(nn.Conv2d(32, 64, 4, 2, 1)),
-        nn.LeakyReLU(0.2),
-        norm(nn.Conv2d(64, 128, 3, 1, 1)),
-        nn.LeakyReLU(0.2),
-        norm(nn.Conv2d(128, 1, 2, 1, 0)),
-    )
+from fashion.tokenizer import discriminator, perceptual
 
 
 def refine(
@@ -63,7 +49,8 @@ def refine(
     started, step = time.time(), 0
     while (spent := time.time() - started) < seconds:
         progress = spent / seconds
-        opt.param_groups[0]["lr"] = 4e-4 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
+        opt.param_groups[0]["lr"] = 4e-4 * min(1.0, (step + 1) / 100) * cosine
         index = torch.randint(len(images), (batch,))
         x = to_float(images[index])
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Train the multi-scale VQVAE: reconstruction, a perceptual term, dead-code restarts, a moving average of the weights."""
+"""Train the multi-scale VQVAE: reconstruction, a perceptual term, dead-code restarts, averaged weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from actvar_cli.evaluate.features import FeatureClassifier
 from actvar_cli.model.config import TokenizerConfig
@@ -25,6 +25,20 @@ CONFIG = TokenizerConfig(
     in_channels=1,
     patch_nums=(1, 2, 3, 4, 6, 8),
 )
+
+
+def discriminator() -> nn.Sequential:
+    """A patch discriminator (PatchGAN, arXiv 1611.07004): (B, 1, 32, 32) to (B, 1, 7, 7) logits."""
+    norm = nn.utils.parametrizations.spectral_norm
+    return nn.Sequential(
+        norm(nn.Conv2d(1, 32, 4, 2, 1)),
+        nn.LeakyReLU(0.2),
+        norm(nn.Conv2d(32, 64, 4, 2, 1)),
+        nn.LeakyReLU(0.2),
+        norm(nn.Conv2d(64, 128, 3, 1, 1)),
+        nn.LeakyReLU(0.2),
+        norm(nn.Conv2d(128, 1, 2, 1, 0)),
+    )
 
 
 def quantise(model: Tokenizer, f: Tensor, usage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,19 +92,30 @@ def train(
     net: FeatureClassifier,
     seed: int,
     report: Callable[[Tokenizer], str],
+    start: Tokenizer | None = None,
+    peak: float = 1e-3,
+    perceptual_weight: float = 0.5,
+    adversarial: float = 0.0,
     batch: int = 64,
 ) -> Tokenizer:
-    """Train for ``seconds`` on (N, 1, 32, 32) uint8; ``report`` describes the averaged model now and then."""
+    """Train for ``seconds`` on (N, 1, 32, 32) uint8, from ``start`` or from scratch; returns the averaged weights.
+
+    With ``adversarial``, the hinge loss of a patch discriminator joins (arXiv 2012.09841). ``report`` describes the
+    averaged model half-way and at the end.
+    """
     torch.manual_seed(seed)
-    model = Tokenizer(CONFIG)
+    model = copy.deepcopy(start).train() if start else Tokenizer(CONFIG)
+    critic = discriminator()
+    critic_opt = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.95))
     average = copy.deepcopy(model).eval()
     net.eval().requires_grad_(False)
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+    opt = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=1e-4)
     usage = torch.zeros(CONFIG.vocab_size)
     started, step, reported, restarted = time.time(), 0, False, 0
     while (spent := time.time() - started) < seconds:
         progress = spent / seconds
-        opt.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
+        opt.param_groups[0]["lr"] = peak * min(1.0, (step + 1) / 200) * cosine
         x = to_float(images[torch.randint(len(images), (batch,))])
         with torch.autocast("cpu", torch.bfloat16):
             f = model.latent(x)
@@ -98,12 +123,20 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             y = model.decoder(model.post_quant_conv(f)).float()
             lp = perceptual(net, y, x)
-        loss = F.l1_loss(y, x) + F.mse_loss(y, x) + vq + 0.5 * lp
+            fooled = -critic(y).float().mean() if adversarial and progress > 0.05 else 0.0
+        loss = F.l1_loss(y, x) + F.mse_loss(y, x) + vq + perceptual_weight * lp + adversarial * fooled
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        if step in (0, 20, 50) or (step % 100 == 0 and progress < 0.7):
+        if adversarial:
+            with torch.autocast("cpu", torch.bfloat16):
+                real, fake = critic(x).float(), critic(y.detach()).float()
+            critic_loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+            critic_opt.zero_grad(set_to_none=True)
+            critic_loss.backward()
+            critic_opt.step()
+        if start is None and (step in (0, 20, 50) or (step % 100 == 0 and progress < 0.7)):
             restarted = restart_dead_codes(model, usage, vectors.detach(), floor=1.0 if step < 100 else 10.0)
             usage.zero_()
             average.quantize.embedding.load_state_dict(model.quantize.embedding.state_dict())
@@ -115,7 +148,7 @@ def train(
         if step % 100 == 0:
             print(
                 f"tokenizer {step} l1 {F.l1_loss(y, x).item():.4f} vq {vq.item():.4f} lp {lp.item():.4f} "
-                f"restarted {restarted} {spent:.0f}s",
+                f"restarted {restarted} {f'critic {critic_loss.item():.3f} ' if adversarial else ''}{spent:.0f}s",
                 flush=True,
             )
         if progress > 0.4 and not reported:

@@ -69,7 +69,7 @@ def train(
 ) -> VAR:
     """Train for ``seconds`` of wall-clock on tokens (N, L); returns the moving average of the weights.
 
-    Goes on from ``checkpoint`` where it is present. ``report`` describes the averaged model now and then.
+    Goes on from ``checkpoint`` where it is present. ``report`` describes the averaged model once on the way.
     """
     torch.manual_seed(seed)
     model = VAR(CONFIG)
@@ -82,13 +82,13 @@ def train(
     )
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
-    spent, step, reported, running = 0.0, 0, 0.0, 0.0
+    spent, step, reported, running = 0.0, 0, False, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         opt.load_state_dict(state["optimizer"])
-        spent, step, reported = state["spent"], state["step"], state["spent"]
+        spent, step, reported = state["spent"], state["step"], state["spent"] > 0.4 * seconds
     # Fuses the elementwise operations: about 1.5 times faster, where there is a C++ compiler.
     forward = torch.compile(model) if shutil.which("c++") else model
     started = time.time() - spent
@@ -122,7 +122,7 @@ def train(
             save_file(average.state_dict(), checkpoint.with_suffix(".safetensors"))
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": opt.state_dict()}
             torch.save({**state, "spent": spent, "step": step}, checkpoint)
-        if spent - reported > 900:
-            reported = spent
+        if progress > 0.4 and not reported:
+            reported = True
             print(f"transformer {step} averaged: {report(average)}", flush=True)
     return average

@@ -11,7 +11,11 @@ from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
 from tests.tiny import tiny_model
 
-KINDS = [{"experts": True}, {"experts": True, "token_gate": True}, {"experts": True, "token_gate": True, "shared_aln": True}]
+KINDS = [
+    {"experts": True},
+    {"experts": True, "token_gate": True},
+    {"experts": True, "token_gate": True, "shared_aln": True},
+]
 
 
 def random_rows(model: ActVAR, rows: int = 4) -> tuple[Tensor, Tensor]:

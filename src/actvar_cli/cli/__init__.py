@@ -1,0 +1,1 @@
+"""The command line: a thin file per command that reads options, calls one function and shows its result."""

@@ -1,0 +1,51 @@
+"""actvar convert."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from actvar_cli.cli.options import Device, Force, Json, Model, Output, Quiet, Seed, default, option
+from actvar_cli.cli.out import Out, table
+from actvar_cli.cli.outputs import check_file
+from actvar_cli.convert.settings import ConvertSettings as S
+from actvar_cli.recipe.wording import checked
+
+
+def convert(
+    model: Model,
+    output: Output,
+    experts: Annotated[int, option(S, "experts")] = default(S, "experts"),
+    method: Annotated[str, option(S, "method")] = default(S, "method"),
+    images: Annotated[int, option(S, "images")] = default(S, "images"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Split every FFN of a model into experts behind a router.
+
+    Neurons are permuted, never lost: with all experts on, the result is checked to be the same function. Routers are
+    fitted to the model's own activations, so the file is usable at once, as at --budget 0.8.
+    """
+    settings = checked(S, {"experts": experts, "method": method, "images": images}, {})
+    out, output = Out(as_json=as_json, quiet=quiet), check_file(output, force=force)
+    from actvar_cli.convert.convert import convert as convert_model
+    from actvar_cli.recipe import models
+    from actvar_cli.weights.artefact import save
+
+    teacher = models.open_model(model, device=device, progress=out.progress)
+    converted = convert_model(teacher, settings, seed=seed, progress=out.progress)
+    digest = models.digest_of(model, out.progress)
+    made = {"step": "convert", "source": model, "sha256": digest, "seed": seed, **settings.model_dump(mode="json")}
+    lineage = models.lineage(models.file_of(model, out.progress), made)
+    save(output, converted.model, lineage, force=force)
+    difference, budgets = converted.max_logit_difference, converted.model.budgets()
+    rows = [
+        ("experts in every FFN", f"{experts}, grouped by {method}"),
+        ("largest logit difference, all experts on", f"{difference:.1e}"),
+        ("budgets", ", ".join(f"{budget:g}" for budget in budgets) or "none that experts alone reach"),
+        ("written", str(output)),
+    ]
+    data = {"experts": experts, "method": method, "max_logit_difference": difference, "budgets": budgets}
+    out.result({**data, "router_fit": list(converted.router_fit)}, table("convert", "", rows=rows), path=output)

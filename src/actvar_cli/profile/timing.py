@@ -1,0 +1,56 @@
+"""Wall-clock and memory of several ways of doing the same, measured in turn in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from actvar_cli.model.device import synchronise
+from actvar_cli.progress import Progress
+
+
+@dataclass
+class Measured:
+    """``seconds`` of every repeat; ``peak_bytes`` of the device's memory, where the device tells."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[int], object]],
+    *,
+    repeats: int,
+    device: torch.device,
+    progress: Progress,
+    label: str = "Measuring time",
+) -> dict[str, Measured]:
+    """Call every way once to warm up, then once per repeat with the repeat's number.
+
+    Taking turns, in reversed order every second time, spreads whatever else the machine does evenly over the ways.
+    """
+    measured = {name: Measured() for name in ways}
+    with progress.task(label, (repeats + 1) * len(ways)) as task:
+        for way in ways.values():
+            way(0)
+            task.advance()
+        for repeat in range(repeats):
+            for name, way in list(ways.items())[:: -1 if repeat % 2 else 1]:
+                _measure(measured[name], way, repeat, device)
+                task.advance(note=f"{name} {measured[name].seconds[-1]:.2f} s")
+    return measured
+
+
+def _measure(into: Measured, way: Callable[[int], object], repeat: int, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    synchronise(device)
+    started = time.perf_counter()
+    way(repeat)
+    synchronise(device)
+    into.seconds.append(time.perf_counter() - started)
+    if device.type == "cuda":
+        into.peak_bytes = max(into.peak_bytes or 0, torch.cuda.max_memory_allocated(device))

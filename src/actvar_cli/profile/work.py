@@ -1,0 +1,189 @@
+"""What sampling multiplies, counted twice over: by fvcore on the executed modules, and by the model's own counter.
+
+Both watch one and the same sampling, so that they see the same tokens and the same decisions. Everything is in MACs of
+matrix products and convolutions; norms, activations, resizing and additions are left out by both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from actvar_cli.errors import ActvarError
+from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, sample
+
+TOLERANCE = 0.005
+"""Largest relative difference between the two counts, as a whole and in each part."""
+
+NOT_PRODUCTS = (
+    "batch_norm",
+    "group_norm",
+    "layer_norm",
+    "instance_norm",
+    "upsample_nearest2d",
+    "upsample_bilinear2d",
+    "adaptive_avg_pool2d",
+    "grid_sampler",
+)
+"""Operators that fvcore counts by default though they are no products."""
+
+_LOOKS_LIKE_A_PRODUCT = re.compile(r"mm|mv|matmul|conv|linear|einsum|attention|dot|outer|cdist")
+_LOOKS_BUT_IS_NOT = {"aten::linalg_vector_norm"}
+
+_PART_OF = {
+    "word_embed": "embed",
+    "class_emb": "embed",
+    "lvl_embed": "embed",
+    "pos_start": "embed",
+    "pos_1LC": "embed",
+    "shared_ada_lin": "adaln",
+    "ada_lin": "adaln",
+    "ada_gss": "adaln",
+    "attn": "attention",
+    "ffn": "ffn",
+    "router": "router",
+    "token_gate": "token_gate",
+    "reconstruction": "reconstruction",
+    "head": "head",
+    "head_nm": "head",
+}
+
+
+def part_of(name: str) -> str:
+    """The part (one of `PARTS`) that a module or parameter of the transformer belongs to, by its dotted name."""
+    words = name.split(".")
+    return _PART_OF[words[2] if words[0] == "blocks" else words[0]]
+
+
+def is_part(name: str) -> bool:
+    """Whether a module of the transformer is one part as a whole: ``blocks.3.ffn`` or ``head``, not ``blocks.3``."""
+    words = name.split(".")
+    return len(words) == (3 if words[0] == "blocks" else 1) and words[-1] in _PART_OF
+
+
+def attention_product_macs(inputs: list[Any], outputs: list[Any]) -> float:
+    """Handle of fvcore for ``scaled_dot_product_attention``: queries by keys, and weights by values."""
+    query, key, value = (x.type().sizes() for x in inputs[:3])
+    return float(prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+
+
+def no_macs(inputs: list[Any], outputs: list[Any]) -> float:
+    """Handle of fvcore for an operator that is no product."""
+    return 0.0
+
+
+class _Kept(TorchFunctionMode):
+    """Makes one number of the result of every product, to be returned from what is traced.
+
+    A trace drops whatever its outputs do not depend on, but a router or a gate that only steered Python's control flow,
+    and keys that nobody asked for afterwards, were computed all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and _LOOKS_LIKE_A_PRODUCT.search(getattr(func, "__name__", "")):
+            self.numbers.append(result.sum())
+        return result
+
+
+class _Watched(nn.Module):
+    """A sampling that fvcore can trace, with the model's own counter in it."""
+
+    def __init__(self, model: ActVAR, seed: int) -> None:
+        super().__init__()
+        self.model, self.seed = model, seed
+        self.counter = WorkCounter(model.config)
+        self.tokens: Tensor | None = None
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, ...]:
+        generator = torch.Generator(self.model.device).manual_seed(self.seed)
+        self.counter = WorkCounter(self.model.config)
+        with _Kept() as kept:
+            samples = sample(self.model, labels, SamplingSettings(), generator, self.counter)
+        self.tokens = samples.tokens
+        return samples.images, *kept.numbers
+
+
+class Work:
+    """The two counts of one sampling of ``images`` images; ``tokens`` (B, L) are those sampled."""
+
+    def __init__(self, counter: WorkCounter, by_module: dict[str, float], tokens: Tensor) -> None:
+        self.counter, self.tokens = counter, tokens
+        self.images = counter.images
+        self.transformer = _under(by_module, "model.transformer.")
+        self.transformer_macs = by_module["model.transformer"]
+        self.tokenizer = _under(by_module, "model.tokenizer.")
+        self.tokenizer_macs = by_module["model.tokenizer"]
+        self.traced_macs = by_module[""]
+
+    def by_part(self) -> dict[str, float]:
+        """MACs of each part of the transformer, all images together, as fvcore counts them."""
+        parts: dict[str, float] = defaultdict(float)
+        for name, macs in self.transformer.items():
+            if is_part(name):
+                parts[part_of(name)] += macs
+        return parts
+
+    @property
+    def difference(self) -> float:
+        """How far fvcore's count of the transformer lies above the model's own, relative to the latter."""
+        return self.transformer_macs / self.counter.total - 1
+
+    def check(self) -> None:
+        """Raise ActvarError where the two counts differ by more than `TOLERANCE`, in total or in a part."""
+        inside = self.transformer_macs + self.tokenizer_macs
+        if abs(inside - self.traced_macs) > TOLERANCE * self.traced_macs:
+            raise ActvarError(
+                f"the count is not whole: {self.traced_macs - inside:.0f} MACs are in neither transformer nor tokenizer"
+            )
+        traced, own = self.by_part(), self.counter.by_part()
+        for part, per_image in own.items():
+            _compare(part, traced[part], per_image * self.images)
+        _compare("the transformer", self.transformer_macs, self.counter.total)
+
+
+def _compare(what: str, traced: float, own: float) -> None:
+    if abs(traced - own) > TOLERANCE * max(traced, own):
+        raise ActvarError(
+            f"the two counts of {what} disagree: fvcore {traced:.0f} MACs, the model's own counter {own:.0f}"
+        )
+
+
+def _under(by_module: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): macs for name, macs in by_module.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def count_work(model: ActVAR, labels: Tensor, seed: int) -> Work:
+    """Sample ``labels`` (B,) once, as `ActVAR.sample` with ``seed`` would, and count the work.
+
+    Raises ActvarError where an operator that fvcore cannot count looks like a product. Whether the counts agree is for
+    `Work.check` to say.
+    """
+    watched = _Watched(model, seed).eval()
+    analysis = FlopCountAnalysis(watched, (labels.to(model.device),))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", attention_product_macs)
+    for name in NOT_PRODUCTS:
+        analysis.set_op_handle(f"aten::{name}", no_macs)
+    by_module = {name: float(macs) for name, macs in analysis.by_module().items()}
+    for name in analysis.unsupported_ops():
+        if _LOOKS_LIKE_A_PRODUCT.search(name) and name not in _LOOKS_BUT_IS_NOT:
+            raise ActvarError(f"fvcore cannot count {name}, which looks like a product: the FLOPs would be wrong")
+    assert watched.tokens is not None
+    return Work(watched.counter, by_module, watched.tokens)

@@ -1,0 +1,171 @@
+"""What a run remembers: the outcome of every step, under a key that changes with whatever the outcome depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from actvar_cli import __version__
+from actvar_cli.errors import ActvarError, InputError
+from actvar_cli.model.config import Frozen
+from actvar_cli.weights.files import file_digest, new_file
+
+STEPS, RECORD, RECIPE = "steps", "run.json", "recipe.yaml"
+
+DEPENDS = {
+    "convert": ("model", "convert"),
+    "distill": ("model", "convert", "distill"),
+    "profile": ("model", "profile"),
+    "evaluate": ("model", "evaluate"),
+    "sample": ("model", "evaluate"),
+    "export": ("model", "weights"),
+    "report": ("model", "evaluate", "profile"),
+}
+"""The packages whose code decides what a step makes."""
+
+
+class Output(Frozen):
+    """A file that a step left; size and time of change tell, without reading it, that nobody touched it."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+class Outcome(Frozen):
+    """What a step left: its ``result`` as JSON, its files by name, and the key it was made under."""
+
+    key: str
+    verb: str
+    seconds: float
+    inputs: dict[str, str]
+    result: dict[str, Any]
+    outputs: dict[str, Output]
+
+
+@cache
+def code_digest(verb: str) -> str:
+    """sha256 of the version and of the source files that a step depends on."""
+    digest = hashlib.sha256(__version__.encode())
+    package = Path(str(files("actvar_cli")))
+    for folder in (*DEPENDS[verb], "recipe"):
+        for path in sorted((package / folder).rglob("*.py")):
+            digest.update(path.relative_to(package).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_json(value: object) -> str:
+    """sha256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def key_of(verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str], device: str) -> str:
+    """The key of a step's outcome; a step's name and its gates are no part of it, they change nothing in it."""
+    ignored = ("name", "max_distance_ratio", "max_cost", "model", "student", "teacher", "against")
+    kept = {k: v for k, v in settings.items() if k not in ignored}
+    return digest_json([verb, kept, dict(inputs), device, code_digest(verb)])
+
+
+class RunFolder:
+    """A run's folder: the results a user looks for at its top, what each step left under ``steps/``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check(self) -> None:
+        """Raise InputError where the folder holds something that is no run."""
+        if not os.path.lexists(self.path):
+            return
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} exists and is not a folder")
+        if any(self.path.iterdir()) and not (self.path / STEPS).is_dir():
+            raise InputError(f"{self.path} exists and is not the folder of a run: choose another one with -o")
+
+    def begin(self, recipe: str) -> None:
+        """Make the folder and put the recipe there as the user wrote it."""
+        try:
+            (self.path / STEPS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        self.write(RECIPE, recipe)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text at the top of the folder, whole or not at all."""
+        with new_file(self.path / name, force=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def of_step(self, name: str) -> Path:
+        """Where a step's files are."""
+        return self.path / STEPS / name
+
+    def clear(self, name: str, keep: Iterable[str] = ()) -> Path:
+        """Make the empty folder of a step that is about to run, and forget its old outcome; ``keep`` stays."""
+        self._state(name).unlink(missing_ok=True)
+        folder = self.of_step(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return folder
+
+    def outcome(self, name: str) -> Outcome | None:
+        """What the step left, if all of it is still as it was left."""
+        try:
+            outcome = Outcome.model_validate_json(self._state(name).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        for file, output in outcome.outputs.items():
+            try:
+                state = (self.of_step(name) / file).stat()
+            except OSError:
+                return None
+            if (state.st_size, state.st_mtime_ns) != (output.size, output.mtime_ns):
+                return None
+        return outcome
+
+    def finish(
+        self, name: str, *, key: str, verb: str, seconds: float, inputs: Mapping[str, str], result: dict[str, Any]
+    ) -> Outcome:
+        """Remember a step's outcome; its files are all those in its folder."""
+        outputs = {}
+        for path in sorted(self.of_step(name).iterdir()):
+            state = path.stat()
+            outputs[path.name] = Output(sha256=file_digest(path), size=state.st_size, mtime_ns=state.st_mtime_ns)
+        outcome = Outcome(
+            key=key, verb=verb, seconds=seconds, inputs=dict(inputs), result=result, outputs=outputs
+        )
+        with new_file(self._state(name), force=True) as temporary:
+            temporary.write_text(outcome.model_dump_json(), encoding="utf-8")
+        return outcome
+
+    def publish(self, name: str, file: str) -> None:
+        """Let a step's file appear at the top of the folder too, without a second copy where the disk can do that."""
+        source, target = self.of_step(name) / file, self.path / file
+        if target.exists() and target.samefile(source):
+            return
+        with new_file(target, force=True) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copy2(source, temporary)
+
+    def _state(self, name: str) -> Path:
+        return self.path / STEPS / f"{name}.json"
+
+
+def read_texts(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The texts among ``names`` that ``folder`` holds."""
+    try:
+        return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ActvarError(f"cannot read {folder}: {error}") from error

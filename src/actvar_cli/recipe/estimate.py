@@ -1,0 +1,141 @@
+"""What a recipe would take: disk, memory and time of every step, estimated without doing it.
+
+The work is counted in images sampled and trained on, times the dense model's MACs; the machine's speed is measured in
+a fraction of a second. Expect the right order of magnitude, not the right minute.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from actvar_cli.recipe.pictures import SHOWN_CLASSES
+from actvar_cli.recipe.steps import (
+    AnyStep,
+    ConvertStep,
+    DistillStep,
+    EvaluateStep,
+    ExportStep,
+    ProfileStep,
+    ReportStep,
+    SampleStep,
+)
+
+if TYPE_CHECKING:
+    from actvar_cli.model.config import ModelConfig
+    from actvar_cli.recipe.run import Run
+
+CALIBRATION_IMAGES = 1000
+"""Images that are sampled to find the thresholds of all budgets, about."""
+
+BYTES = 4
+"""Of one float32 number, as which everything is computed."""
+
+SHARE_OF_PEAK = 0.3
+"""Speed of a transformer's small products beside that of one large product."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``disk`` and ``memory`` in bytes, ``seconds`` of work."""
+
+    disk: int
+    memory: int
+    seconds: float
+
+
+def measured_speed(device: str, seconds: float = 0.2) -> float:
+    """MACs per second of a large float32 product on ``device``."""
+    import torch
+
+    from actvar_cli.model.device import synchronise
+
+    size = 512 if device == "cpu" else 4096
+    a = torch.ones(size, size, device=device)
+    a @ a
+    synchronise(a.device)
+    began, rounds = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        a @ a
+        synchronise(a.device)
+        rounds += 1
+    return rounds * float(size) ** 3 / (time.perf_counter() - began)
+
+
+def parameters(config: ModelConfig) -> int:
+    """Parameters of the transformer and its tokenizer."""
+    import torch
+
+    from actvar_cli.model.tokenizer import Tokenizer
+    from actvar_cli.model.var import VAR
+
+    with torch.device("meta"):
+        modules = VAR(config), Tokenizer(config.tokenizer)
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def passes(step: AnyStep, classes: int) -> float:
+    """How many times a step does the work of sampling one image densely; a backward pass counts twice."""
+    match step:
+        case ConvertStep():
+            return 2 * step.images + CALIBRATION_IMAGES
+        case DistillStep():
+            steps = step.stages.experts.steps + step.stages.tokens.steps
+            # Each: the teacher forward, the student forward and backward.
+            return 2 * step.images + steps * step.batch * 4 + CALIBRATION_IMAGES
+        case ProfileStep():
+            return step.batch * (2 + 2 * (step.repeats + 1))
+        case EvaluateStep():
+            return 2 * step.count + 2 * min(step.count, 1000)
+        case SampleStep():
+            return step.count * (len(step.classes) if step.classes else min(classes, SHOWN_CLASSES))
+        case ReportStep():
+            return 2 * step.count * min(classes, step.classes)
+        case ExportStep():
+            return 0
+
+
+def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
+    """Disk, memory and time of ``step`` on models of ``config``, at ``speed`` MACs per second."""
+    from actvar_cli.model.counters import dense_macs
+
+    weights = BYTES * parameters(config)
+    width, depth, length = config.transformer.embed_dim, config.transformer.depth, config.tokenizer.num_tokens
+    # Activations of one image (two rows) through one block: some twenty arrays as wide as the model.
+    activations = 2 * 20 * length * width * BYTES
+    work = passes(step, config.transformer.num_classes)
+    memory, disk = weights, 0
+    if isinstance(step, ConvertStep):
+        memory, disk = 2 * weights + depth * 8192 * 5 * width * BYTES, weights
+    elif isinstance(step, DistillStep):
+        # Teacher, student, and for what learns its gradients and two moments.
+        memory, disk = 5 * weights + step.batch * activations * depth, weights
+    elif isinstance(step, ExportStep):
+        disk = weights if step.dtype == "float32" else weights // 2
+    elif isinstance(step, EvaluateStep | ReportStep):
+        memory = 2 * weights + 50 * activations
+    else:
+        memory = weights + step.batch * (activations + 2 * depth * 2 * length * width * BYTES)
+    return Estimate(disk, memory, work * dense_macs(config) / (speed * SHARE_OF_PEAK))
+
+
+def estimate_plan(run: Run) -> list[dict[str, Any]]:
+    """Every step of ``run`` with what it would take; figures are ``None`` where it is cached or the model not here."""
+    planned = run.plan()
+    config = run.config() if any(entry.outcome is None for entry in planned) else None
+    speed = measured_speed(run.device) if config else 0.0
+    entries = []
+    for entry in planned:
+        known = estimate(entry.step, config, speed=speed) if config and entry.outcome is None else None
+        entries.append(
+            {
+                "name": entry.flow.name,
+                "step": entry.flow.verb,
+                "cached": entry.outcome is not None,
+                "disk_bytes": known and known.disk,
+                "memory_bytes": known and known.memory,
+                "seconds": known and round(known.seconds, 1),
+            }
+        )
+    return entries

@@ -1,0 +1,106 @@
+"""Which model every step works on: what a step before it made, or one that is named."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actvar_cli.errors import did_you_mean
+from actvar_cli.recipe.overrides import step_name
+from actvar_cli.recipe.steps import MAKES_MODEL, MODEL_KEYS, TEACHER_KEYS, VERBS
+from actvar_cli.recipe.text import Document, Problem
+from actvar_cli.weights.zoo import KNOWN
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A model: what the step called ``name`` makes, or the one of that name."""
+
+    name: str
+    made_here: bool = False
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One step's place in the pipeline; ``teacher`` is what it compares with, if it does.
+
+    Where a recipe is not whole, as one for `actvar distill` may be, ``model`` can be ``None``.
+    """
+
+    name: str
+    verb: str
+    model: Ref | None
+    teacher: Ref | None
+
+
+def find_flow(document: Document) -> tuple[Flow, ...]:
+    """The models of all steps, by the unchecked data, so that all problems can be reported together.
+
+    What is wrong is added to the document's problems; steps that are no steps are left to the typed check.
+    """
+    steps = document.data.get("steps")
+    found = _Finder(document)
+    for index, raw in enumerate(steps if isinstance(steps, list) else []):
+        if isinstance(raw, dict) and raw.get("step") in list(VERBS):
+            found.add(index, raw)
+    return tuple(found.flow)
+
+
+class _Finder:
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.flow: list[Flow] = []
+        self.current: Ref | None = None
+        self.source: Ref | None = None
+
+    def complain(self, path: tuple[str | int, ...], message: str) -> None:
+        self.document.problems.append(Problem(self.document.where(path), message))
+
+    def add(self, index: int, raw: dict[str, Any]) -> None:
+        verb, name = raw["step"], step_name(raw) or raw["step"]
+        place = ("steps", index)
+        if any(other.name == name for other in self.flow):
+            at = (*place, "name" if raw.get("name") else "step")
+            self.complain(at, f"two steps are called {name!r}: give one a 'name'")
+        key = MODEL_KEYS.get(verb, "model")
+        model = self.named(raw, key, place) or self.current
+        if model is None:
+            self.complain(place, f"step {name!r} has no model: add '{key}', or a step that makes one before it")
+        teacher = self.teacher(raw, verb, name, model, place) if verb in TEACHER_KEYS else None
+        self.source = self.source or teacher or model
+        if verb == "report" and not any(step.verb in ("profile", "evaluate") for step in self.flow):
+            self.complain(place, f"step {name!r} has nothing to report: no step before it profiles or evaluates")
+        self.flow.append(Flow(name, verb, model, teacher))
+        if verb in MAKES_MODEL:
+            self.current = Ref(name, made_here=True)
+        elif model is not None:
+            self.current = model
+
+    def teacher(
+        self, raw: dict[str, Any], verb: str, name: str, model: Ref | None, place: tuple[str | int, ...]
+    ) -> Ref | None:
+        key = TEACHER_KEYS[verb]
+        named = self.named(raw, key, place)
+        teacher = named or self.source
+        # A report can do without: it then shows no pictures side by side.
+        if verb != "report" and model is not None and named is None and teacher in (None, model):
+            self.complain(place, f"step {name!r} has nothing to compare with: add '{key}'")
+        return teacher
+
+    def named(self, raw: dict[str, Any], key: str, place: tuple[str | int, ...]) -> Ref | None:
+        """The model that ``raw`` names with ``key``; a word must be a step or a known model, a path is left alone."""
+        given = raw.get(key)
+        if not isinstance(given, str):
+            return None
+        before = {step.name: step.verb for step in self.flow}
+        if given in before:
+            if before[given] not in MAKES_MODEL:
+                self.complain((*place, key), f"step {given!r} makes no model")
+            return Ref(given, made_here=True)
+        word = os.sep not in given and not Path(given).suffix and not given.startswith("hf://")
+        if word and given not in KNOWN and not Path(given).exists():
+            near = did_you_mean(given, [*KNOWN, *before])
+            self.complain((*place, key), f"unknown model {given!r}{near}: `actvar ls` shows the known ones")
+        return Ref(given)

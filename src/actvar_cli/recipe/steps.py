@@ -1,0 +1,186 @@
+"""The steps that a recipe can have, each a typed model, and the recipe that holds them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.model.config import Frozen
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+Budget = Annotated[
+    float | None, Field(gt=0, le=1, description="share of the dense FLOPs to work at; 1 is dense; default: the model's")
+]
+Model = Annotated[str | None, Field(description="an earlier step, or a model; default: that of the step before")]
+Against = Annotated[str | None, Field(description="the model to compare with; default: the recipe's first model")]
+
+
+class Step(Frozen):
+    """What every step has."""
+
+    name: Annotated[
+        str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="what --set and other steps call it")
+    ] = None
+    seed: Annotated[int | None, Field(ge=0, description="default: the recipe's")] = None
+
+    def settings(self, model: type[Settings]) -> Settings:
+        """The part of this step that is a ``model``."""
+        return model.model_validate({field: getattr(self, field) for field in model.model_fields})
+
+
+class Drawing(Frozen):
+    """How tokens are drawn; the fields are those of `model.sampling.SamplingSettings`."""
+
+    cfg: Annotated[float, Field(ge=0, description="strength of classifier-free guidance")] = 1.5
+    top_k: Annotated[int, Field(ge=0, description="candidates kept for every token; 0 keeps all")] = 0
+    top_p: Annotated[float, Field(ge=0, le=1, description="probability mass kept; 0 keeps all")] = 0.0
+
+
+class ProfileSettings(Frozen):
+    """How a model is profiled."""
+
+    budget: Budget = None
+    batch: Annotated[int, Field(ge=1, description="images sampled together")] = 16
+    repeats: Annotated[int, Field(ge=1, description="timed samplings, of which the median counts")] = 5
+
+
+class Gates(Frozen):
+    """What an evaluation must not exceed; exceeded, the command ends with exit code 3."""
+
+    max_distance_ratio: Annotated[
+        float | None, Field(gt=0, description="gate: Frechet distance as a multiple of the teacher's")
+    ] = None
+    max_cost: Annotated[float | None, Field(gt=0, description="gate: share of the dense transformer's FLOPs")] = None
+
+
+class EvaluateSettings(Drawing, Gates):
+    """How a model is evaluated."""
+
+    count: Annotated[int, Field(ge=2, description="images sampled from each model")] = 2000
+    batch: Annotated[int, Field(ge=1, description="images sampled together")] = 50
+    budget: Budget = None
+
+
+class SampleSettings(Drawing):
+    """Which images are sampled."""
+
+    classes: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
+        Field(min_length=1, description="labels; default: all classes, or ten spread over them"),
+    ] = None
+    count: Annotated[int, Field(ge=1, description="images of each class")] = 8
+    more_smooth: Annotated[bool, Field(description="smoother pictures, less exact ones (Gumbel mixture of codes)")] = (
+        False
+    )
+    batch: Annotated[int, Field(ge=1, description="images sampled together")] = 32
+    budget: Budget = None
+
+
+class ExportSettings(Frozen):
+    """How a model is written for handing on."""
+
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], Field(description="how the transformer's weights are stored")
+    ] = "float32"
+
+
+class ReportSettings(Frozen):
+    """What the report shows besides figures."""
+
+    classes: Annotated[int, Field(ge=1, description="classes that pictures are shown of")] = 10
+    count: Annotated[int, Field(ge=1, description="pictures of each class, from each model")] = 8
+
+
+class ConvertStep(Step, ConvertSettings):
+    """Split a model's FFNs into experts with routers."""
+
+    step: Literal["convert"]
+    model: Model = None
+
+
+class DistillStep(Step, DistillSettings):
+    """Teach routers, experts and token gates to imitate the original."""
+
+    step: Literal["distill"]
+    teacher: Against = None
+    student: Model = None
+
+
+class ProfileStep(Step, ProfileSettings):
+    """Count FLOPs and measure time, dense and compressed."""
+
+    step: Literal["profile"]
+    model: Model = None
+
+
+class EvaluateStep(Step, EvaluateSettings):
+    """Compare with the original: distance to real pictures, class accuracy, agreement."""
+
+    step: Literal["evaluate"]
+    model: Model = None
+    against: Against = None
+
+
+class SampleStep(Step, SampleSettings):
+    """Sample a grid of pictures."""
+
+    step: Literal["sample"]
+    model: Model = None
+
+
+class ExportStep(Step, ExportSettings):
+    """Write a folder to hand on: weights, tokenizer, configuration, model card."""
+
+    step: Literal["export"]
+    model: Model = None
+
+
+class ReportStep(Step, ReportSettings):
+    """Write report.html from what earlier steps measured."""
+
+    step: Literal["report"]
+    model: Model = None
+    against: Against = None
+
+
+AnyStep = ConvertStep | DistillStep | ProfileStep | EvaluateStep | SampleStep | ExportStep | ReportStep
+
+VERBS: dict[str, type[AnyStep]] = {
+    "convert": ConvertStep,
+    "distill": DistillStep,
+    "profile": ProfileStep,
+    "evaluate": EvaluateStep,
+    "sample": SampleStep,
+    "export": ExportStep,
+    "report": ReportStep,
+}
+"""The step of each verb."""
+
+MAKES_MODEL = ("convert", "distill")
+"""Verbs whose step leaves a model for the steps after it."""
+
+MODEL_KEYS = {"distill": "student"}
+"""The key that names a step's model, where it is not ``model``."""
+
+TEACHER_KEYS = {"distill": "teacher", "evaluate": "against", "report": "against"}
+"""The key that names what a step compares with, for the verbs that do."""
+
+
+class Recipe(Frozen):
+    """A pipeline: steps in order, each taking the model of the one before unless it names another."""
+
+    model_config = ConfigDict(title="actvar recipe")
+
+    version: Literal[1]
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder")] = (
+        None
+    )
+    description: Annotated[str | None, Field(description="one line for `actvar ls --recipes`")] = None
+    seed: Annotated[int, Field(ge=0, description="of every step that has none of its own")] = 0
+    steps: Annotated[
+        tuple[Annotated[AnyStep, Field(discriminator="step")], ...], Field(min_length=1, description="in order")
+    ]

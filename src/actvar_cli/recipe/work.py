@@ -1,0 +1,246 @@
+"""What every step does, given its settings and models: one function for each verb.
+
+Each writes its files into the step's own folder and returns its result as JSON can hold it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actvar_cli.errors import ActvarError
+from actvar_cli.progress import Progress
+from actvar_cli.recipe import models, pictures
+from actvar_cli.recipe.steps import (
+    AnyStep,
+    ConvertSettings,
+    ConvertStep,
+    DistillSettings,
+    DistillStep,
+    EvaluateStep,
+    ExportStep,
+    ProfileStep,
+    ReportStep,
+    SampleSettings,
+    SampleStep,
+)
+
+if TYPE_CHECKING:
+    from actvar_cli.evaluate.evaluate import Evaluation
+    from actvar_cli.model.sampling import ActVAR
+    from actvar_cli.profile.profile import Profile
+
+MODEL, HISTORY, REPORT, PICTURES = "model.safetensors", "history.json", "report.html", "pictures.png"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that a step works on: how the user calls it, its file and that file's digest; `open` loads it."""
+
+    name: str
+    path: Path
+    sha256: str
+    open: Callable[[], ActVAR]
+
+
+@dataclass(frozen=True)
+class Before:
+    """What earlier steps found out about the model that a step is about."""
+
+    profile: Profile | None = None
+    evaluation: Evaluation | None = None
+    history: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one step needs. ``key`` names what it makes, so that a training can tell its own checkpoint."""
+
+    name: str
+    folder: Path
+    key: str
+    seed: int
+    title: str
+    model: Source
+    teacher: Source | None
+    before: Before
+    recipe: str
+    command: str
+    progress: Progress
+
+    def opened_teacher(self) -> ActVAR:
+        """The model to compare with."""
+        if self.teacher is None:
+            raise ActvarError(f"step {self.name!r} has no model to compare with")
+        return self.teacher.open()
+
+
+def run(step: AnyStep, job: Job) -> dict[str, Any]:
+    """Do ``step`` and return its result."""
+    match step:
+        case ConvertStep():
+            return convert(step.settings(ConvertSettings), job)
+        case DistillStep():
+            return distill(step.settings(DistillSettings), job)
+        case ProfileStep():
+            return profile(step, job)
+        case EvaluateStep():
+            return evaluate(step, job)
+        case SampleStep():
+            return sample(step.settings(SampleSettings), job)
+        case ExportStep():
+            return export(step, job)
+        case ReportStep():
+            return report(step, job)
+
+
+def checkpoint_of(key: str) -> str:
+    """The file in which a training that makes ``key`` keeps its state."""
+    return f"{key[:16]}.checkpoint.safetensors"
+
+
+def convert(settings: ConvertSettings, job: Job) -> dict[str, Any]:
+    """Split the FFNs; leaves the model."""
+    from actvar_cli.convert.convert import convert as convert_model
+    from actvar_cli.weights.artefact import save
+
+    converted = convert_model(job.model.open(), settings, seed=job.seed, progress=job.progress)
+    made = {"step": "convert", "source": job.model.name, "sha256": job.model.sha256, "seed": job.seed}
+    lineage = models.lineage(job.model.path, {**made, **settings.model_dump(mode="json")})
+    save(job.folder / MODEL, converted.model, lineage, force=True)
+    return {
+        "max_logit_difference": converted.max_logit_difference,
+        "router_fit": list(converted.router_fit),
+        "budgets": converted.model.budgets(),
+    }
+
+
+def distill(settings: DistillSettings, job: Job) -> dict[str, Any]:
+    """Train the student; leaves the model and the training's history."""
+    from actvar_cli.distill.distill import distill as distill_model
+    from actvar_cli.weights.artefact import save
+
+    teacher, student = job.opened_teacher(), job.model.open()
+    checkpoint = job.folder / checkpoint_of(job.key)
+    distilled = distill_model(
+        teacher, student, settings, seed=job.seed, progress=job.progress, checkpoint=checkpoint
+    )
+    assert job.teacher is not None
+    made = {"step": "distill", "teacher": job.teacher.name, "teacher_sha256": job.teacher.sha256, "seed": job.seed}
+    lineage = models.lineage(job.model.path, {**made, **settings.model_dump(mode="json")})
+    save(job.folder / MODEL, distilled.model, lineage, force=True)
+    (job.folder / HISTORY).write_text(json.dumps(distilled.history))
+    checkpoint.unlink(missing_ok=True)
+    last = distilled.history[-1] if distilled.history else {}
+    return {"optimiser_steps": len(distilled.history), "last": last, "budgets": distilled.model.budgets()}
+
+
+def profile(step: ProfileStep, job: Job) -> dict[str, Any]:
+    """Count FLOPs and measure time."""
+    from actvar_cli.profile.profile import profile as profile_model
+
+    found = profile_model(
+        job.model.open(),
+        budget=step.budget,
+        batch=step.batch,
+        repeats=step.repeats,
+        seed=job.seed,
+        progress=job.progress,
+    )
+    return found.model_dump(mode="json")
+
+
+def evaluate(step: EvaluateStep, job: Job) -> dict[str, Any]:
+    """Compare with the teacher."""
+    from actvar_cli.evaluate.evaluate import evaluate as evaluate_model
+
+    teacher, model = job.opened_teacher(), job.model.open()
+    with models.at_budget(model, step.budget):
+        found = evaluate_model(
+            model,
+            teacher,
+            count=step.count,
+            batch=step.batch,
+            seed=job.seed,
+            cfg=step.cfg,
+            top_k=step.top_k,
+            top_p=step.top_p,
+            progress=job.progress,
+        )
+    return found.model_dump(mode="json")
+
+
+def sample(settings: SampleSettings, job: Job) -> dict[str, Any]:
+    """Leave a grid of pictures."""
+    images, labels = pictures.draw(job.model.open(), settings, seed=job.seed, progress=job.progress)
+    path = pictures.save(job.folder / f"{job.name}.png", images, labels, force=True)
+    return {"file": path.name, "images": len(images), "classes": labels.unique().tolist()}
+
+
+def export(step: ExportStep, job: Job) -> dict[str, Any]:
+    """Leave the files of a folder to hand on, with what was measured in the model card."""
+    from actvar_cli.recipe.summary import metrics
+    from actvar_cli.weights.artefact import read_lineage
+    from actvar_cli.weights.export import export as export_model
+
+    lineage = read_lineage(job.model.path) if job.model.path.suffix == ".safetensors" else {}
+    measured = metrics(job.before.profile, job.before.evaluation)
+    export_model(
+        job.model.open(),
+        job.folder,
+        dtype=step.dtype,
+        lineage=lineage,
+        metrics=measured,
+        force=True,
+        progress=job.progress,
+    )
+    return {"dtype": step.dtype, "files": sorted(path.name for path in job.folder.iterdir())}
+
+
+def report(step: ReportStep, job: Job) -> dict[str, Any]:
+    """Leave the report, and its pictures of teacher (left) and student (right) as one file."""
+    from actvar_cli.evaluate.pairs import sample_pairs
+    from actvar_cli.profile.report import ReportData, write_report
+    from actvar_cli.weights.artefact import read_lineage
+
+    pairs = []
+    if job.teacher is not None and job.teacher.path != job.model.path:
+        with job.progress.task("sampling pictures", 1) as task:
+            pairs = sample_pairs(
+                job.model.open(),
+                job.teacher.open(),
+                seed=job.seed,
+                classes=step.classes,
+                per_class=step.count,
+            )
+            task.advance()
+        _side_by_side(job.folder / PICTURES, [(pair.teacher, pair.student) for pair in pairs])
+    data = ReportData(
+        title=job.title,
+        profile=job.before.profile,
+        evaluation=job.before.evaluation,
+        history=job.before.history,
+        pictures=pairs,
+        recipe=job.recipe,
+        command=job.command,
+        lineage=read_lineage(job.model.path) if job.model.path.suffix == ".safetensors" else {},
+        facts={"seed": str(job.seed), "model, sha256": job.model.sha256},
+    )
+    write_report(job.folder / REPORT, data, force=True)
+    return {"file": REPORT, "pictures": PICTURES if pairs else None}
+
+
+def _side_by_side(path: Path, rows: Sequence[tuple[Any, Any]]) -> None:
+    """A grid with a row for each class: the teacher's pictures, a gap, the student's under the same seeds."""
+    import torch
+
+    from actvar_cli.evaluate.images import make_grid, save_grid
+
+    count, shape = len(rows[0][0]), rows[0][0].shape[1:]
+    blank = torch.full((1, *shape), 255, dtype=torch.uint8)
+    images = torch.cat([part for teacher, student in rows for part in (teacher, blank, student)])
+    grid = make_grid(images, columns=2 * count + 1, enlarge=pictures.enlargement(images))
+    save_grid(path, grid, force=True)

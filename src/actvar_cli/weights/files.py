@@ -1,0 +1,107 @@
+"""Files and folders that appear whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actvar_cli.errors import ActvarError, InputError
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise InputError where a file cannot be written to ``path`` because something is there."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file")
+    if os.path.lexists(path) and not force:
+        raise InputError(f"{path} exists: choose another name, or replace it with --force")
+
+
+def _writable_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write in {path.parent}: permission denied")
+
+
+def _temporary(path: Path) -> Path:
+    # In the same folder, so that the rename at the end stays on one file system and is atomic.
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+@contextmanager
+def new_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary path to write to, renamed to ``path`` when the block ends well and removed when it does not.
+
+    Raises InputError where ``path`` exists and ``force`` is off, before anything is written; ActvarError where the
+    disk fails.
+    """
+    path = Path(path)
+    refuse_existing(path, force)
+    _writable_parent(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        refuse_existing(path, force)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ActvarError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path, *, replaceable: Collection[str], force: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill, renamed to ``path`` when the block ends well and removed when it does not.
+
+    ``force`` replaces an existing folder only if it holds nothing but the file names ``replaceable``, so that nobody's
+    other files are lost. Raises InputError otherwise, before anything is written.
+    """
+    path = Path(path)
+    refuse_folder(path, replaceable, force)
+    _writable_parent(path)
+    temporary, old = _temporary(path), _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
+    except OSError as error:
+        raise ActvarError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_folder(path: Path, replaceable: Collection[str], force: bool) -> None:
+    """Raise InputError where `new_folder` would not replace what is at ``path``."""
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise InputError(f"{path} exists and is not a folder")
+    names = sorted(p.name for p in path.iterdir())
+    foreign = [name for name in names if name not in replaceable]
+    if names and not force:
+        raise InputError(f"{path} exists and is not empty: choose another name, or replace it with --force")
+    if foreign:
+        raise InputError(
+            f"{path} holds {foreign[0]!r}, which is none of the files to be replaced: --force would delete it"
+        )

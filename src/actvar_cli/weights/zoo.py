@@ -1,0 +1,98 @@
+"""The models that are known by name: where their files are, how large, with which digest.
+
+Sizes and digests as the Hub states them; FID as the authors' README does (50,000 images, cfg 1.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from actvar_cli.errors import InputError, did_you_mean
+
+ASSETS = Path(str(files("actvar_cli"))) / "assets"
+"""Where the embedded model is."""
+
+REVISION = "main"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a model repository; ``size`` in bytes; ``sha256`` is empty where the publisher's is not known."""
+
+    repo: str
+    file: str
+    size: int
+    sha256: str = ""
+    revision: str = REVISION
+    superseded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A known model: its transformer and its tokenizer, on the Hub or, as file names in `ASSETS`, in the package."""
+
+    name: str
+    what: str
+    transformer: HubFile | str
+    tokenizer: HubFile | str
+    fid: float | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model ships with the package."""
+        return isinstance(self.transformer, str)
+
+
+_VAE = HubFile(
+    "FoundationVision/var",
+    "vae_ch160v4096z32.pth",
+    436_075_834,
+    "7c3ec27ae28a3f87055e83211ea8cc8558bd1985d7b51742d074fb4c2fcf186c",
+)
+
+
+def _published(depth: int, side: int, size: int, sha256: str, fid: float, superseded: tuple[str, ...] = ()) -> ZooEntry:
+    file = HubFile("FoundationVision/var", f"var_d{depth}.pth", size, sha256, superseded=superseded)
+    return ZooEntry(f"var-d{depth}", f"VAR of depth {depth}, ImageNet {side} px", file, _VAE, fid)
+
+
+KNOWN: dict[str, ZooEntry] = {
+    entry.name: entry
+    for entry in (
+        ZooEntry(
+            "var-fashion",
+            "small VAR trained on Fashion-MNIST, 32 px; ships with actvar",
+            "var-fashion.safetensors",
+            "var-fashion-tokenizer.safetensors",
+        ),
+        _published(
+            16,
+            256,
+            1_243_116_346,
+            "4f6151aad91c94e03e224dd7358d8389fa05301c0c291279566998efb54b0ecb",
+            3.55,
+            ("535dc4e5",),
+        ),
+        _published(
+            20,
+            256,
+            2_405_720_018,
+            "f7d232978e6fe82a4f2e0f5d82b012e01b1aa5abfe93ce2b56104ec0e878a10f",
+            2.95,
+            ("d75d4027",),
+        ),
+        # The publisher's exact size and digest of d24 are not known here; the size is rounded.
+        _published(24, 256, 4_100_000_000, "", 2.33),
+        _published(30, 256, 8_040_000_000, "7b11551dd4d794c7d6ed10b3d2822d42efe609a86128171b646e543dd2633b56", 1.97),
+        _published(36, 512, 9_436_153_085, "660201c829c6f7b775b9119867c12c11aaa68c72770dc33653eec1fa67e27d4d", 2.63),
+    )
+}
+
+
+def entry_of(name: str) -> ZooEntry:
+    """The entry called ``name``; InputError with the nearest name otherwise."""
+    if name not in KNOWN:
+        raise InputError(f"unknown model {name!r}{did_you_mean(name, list(KNOWN))}: `actvar ls` shows the known ones")
+    return KNOWN[name]

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from actvar_cli.evaluate.distance import frechet_distance, moments
+
+
+def test_moments_are_mean_and_unbiased_covariance() -> None:
+    mu, cov = moments(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+    assert mu.tolist() == [1.0, 1.0]
+    assert cov.tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    assert mu.dtype == cov.dtype == torch.float64
+
+
+def test_zero_for_the_same_distribution() -> None:
+    mu, cov = moments(torch.randn(400, 16, generator=torch.Generator().manual_seed(0)))
+    assert frechet_distance(mu, cov, mu, cov) == pytest.approx(0, abs=1e-6)
+
+
+def test_known_value_for_diagonal_covariances() -> None:
+    mu = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])
+    cov = torch.diag(torch.tensor([4.0, 1.0])), torch.diag(torch.tensor([9.0, 1.0]))
+    # |mu|^2 = 25, and (2 - 3)^2 + 0 from the standard deviations.
+    assert frechet_distance(mu[0], cov[0], mu[1], cov[1]) == pytest.approx(26)
+
+
+def test_singular_covariances_are_fine() -> None:
+    few = moments(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)))
+    many = moments(torch.randn(300, 16, generator=torch.Generator().manual_seed(1)))
+    assert 0 < frechet_distance(*few, *many) == pytest.approx(frechet_distance(*many, *few))

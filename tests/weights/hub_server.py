@@ -1,0 +1,100 @@
+"""A small Hub on this machine: enough of its protocol for the real client, and a few of its faults."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """What the server holds (``owner/repo/file`` to bytes) and how it misbehaves; ``requests`` is its log."""
+
+    files: dict[str, bytes]
+    status: int = 200
+    error_code: str = ""
+    announce: dict[str, bytes] = field(default_factory=dict)
+    cut_after: int | None = None
+    requests: list[str] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+    url: str = ""
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def fail(self, status: int, code: str) -> None:
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def answer(self, *, body: bool) -> None:
+            hub.requests.append(f"{self.command} {self.path}")
+            hub.tokens.add(self.headers.get("Authorization", ""))
+            match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+            if hub.status != 200:
+                return self.fail(hub.status, hub.error_code)
+            if not match or not any(name.startswith(f"{match[1]}/") for name in hub.files):
+                return self.fail(404, "RepoNotFound")
+            if match[2] not in ("main", COMMIT):
+                return self.fail(404, "RevisionNotFound")
+            name = f"{match[1]}/{match[3]}"
+            if name not in hub.files:
+                return self.fail(404, "EntryNotFound")
+            content = hub.files[name]
+            etag = hashlib.sha256(hub.announce.get(name, content)).hexdigest()
+            first = int(m[1]) if (m := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
+            self.send_response(206 if first else 200)
+            if first:
+                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - first))
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", f'"{etag}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if not body:
+                return None
+            if hub.cut_after is None:
+                self.wfile.write(content[first:])
+            else:
+                self.wfile.write(content[first : first + hub.cut_after])
+                self.close_connection = True
+            return None
+
+    return Handler
+
+
+@contextmanager
+def serve(files: dict[str, bytes]) -> Iterator[Hub]:
+    """A running Hub with these files, at ``hub.url``."""
+    hub = Hub(files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from actvar_cli.errors import InputError
+from actvar_cli.model.config import Dial
+from actvar_cli.weights import export as export_module
+from actvar_cli.weights.artefact import read_lineage
+from actvar_cli.weights.export import export
+from actvar_cli.weights.load import load
+from tests.tiny import tiny_model
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_folder_gives_the_same_samples_also_elsewhere(tmp_path: Path) -> None:
+    model = tiny_model(experts=True, token_gate=True)
+    dials = (Dial(budget=0.7, threshold=0.2, cost=0.69), Dial(budget=0.9, threshold=-0.1, cost=0.9))
+    model.config = model.config.model_copy(update={"dials": dials, "default_budget": 0.8})
+    folder = export(model, tmp_path / "out", lineage={"steps": ["convert"]})
+    assert names(folder) == ["README.md", "config.json", "model.safetensors", "tokenizer.safetensors"]
+    folder = folder.rename(tmp_path / "moved")
+    again = load(folder)
+    model.set_budget(0.8)
+    assert again.threshold == model.threshold
+    assert torch.equal(model.sample([0, 1], seed=1).images, again.sample([0, 1], seed=1).images)
+    assert read_lineage(folder / "model.safetensors") == {"steps": ["convert"]}
+    assert json.loads((folder / "config.json").read_text()) == json.loads(again.config.model_dump_json())
+    assert again.config.tokenizer_reference is not None
+    assert again.config.tokenizer_reference.name == "tokenizer.safetensors"
+
+
+def test_card(tmp_path: Path) -> None:
+    folder = export(
+        tiny_model(experts=True), tmp_path / "out", metrics={"cost": 0.78123, "unit": "MACs"}, lineage={"seed": 1}
+    )
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "actvar"
+    assert card.data.license == "mit"
+    assert "| cost | 0.7812 |\n| unit | MACs |" in card.text
+    assert "- seed: 1" in card.text
+    assert "split into 4 experts" in card.text
+
+
+def test_dtype_and_further_files(tmp_path: Path) -> None:
+    model = tiny_model()
+    full = export(model, tmp_path / "full") / "model.safetensors"
+    half = export(model, tmp_path / "half", dtype="bfloat16", files={"recipe.yaml": "version: 1\n"})
+    assert (half / "model.safetensors").stat().st_size < 0.6 * full.stat().st_size
+    assert (half / "recipe.yaml").read_text() == "version: 1\n"
+    assert load(half).transformer.head.weight.dtype == torch.float32
+
+
+def test_existing_folder(tmp_path: Path) -> None:
+    model = tiny_model()
+    folder = export(model, tmp_path / "out", files={"run.json": "{}"})
+    with pytest.raises(InputError, match="out exists and is not empty"):
+        export(model, folder)
+    assert names(export(model, folder, force=True)) == names(folder)
+    assert not (folder / "run.json").exists()
+    (folder / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"holds 'notes.txt', which is none of the files to be replaced"):
+        export(model, folder, force=True)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failed_export_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(export_module, "model_card", fail)
+    with pytest.raises(error):
+        export(tiny_model(), tmp_path / "out")
+    assert names(tmp_path) == []
+
+
+def test_the_data_sets_notice_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "ASSETS", tmp_path)
+    (tmp_path / "NOTICE.md").write_text("Fashion-MNIST, Zalando SE")
+    model = tiny_model()
+    assert not (export(model, tmp_path / "a") / "NOTICE.md").exists()
+    model.config = model.config.model_copy(update={"name": "var-fashion"})
+    assert (export(model, tmp_path / "b") / "NOTICE.md").read_text() == "Fashion-MNIST, Zalando SE"
