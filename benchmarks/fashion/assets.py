@@ -89,3 +89,6 @@ def write(
     model = ActVAR(config.model_copy(update={"tokenizer_reference": reference}), transformer, tokenizer)
     save(folder / "var-fashion.safetensors", model, lineage, dtype="float16", force=True)
     (folder / "NOTICE.md").write_text(NOTICE)
+    for file in folder.iterdir():
+        # safetensors writes files that only their owner can read; these are installed for everybody.
+        file.chmod(0o644)

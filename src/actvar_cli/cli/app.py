@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from actvar_cli import __version__
-from actvar_cli.cli.failures import explain
+from actvar_cli.cli.failures import DONE, INTERRUPTED, WRONG_INPUT, explain
 from actvar_cli.errors import InputError, did_you_mean
 
 COMMANDS = {
@@ -70,7 +70,7 @@ class Commands(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-app = typer.Typer(cls=Commands, help=INTRODUCTION, no_args_is_help=True, context_settings=HELP, **PLAIN)
+app = typer.Typer(cls=Commands, help=INTRODUCTION, context_settings=HELP, **PLAIN)
 
 
 def _show_version(wanted: bool) -> None:
@@ -111,18 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show an é must not stop the work.
             stream.reconfigure(errors="replace")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _terminable():
-            code = app(list(sys.argv[1:] if arguments is None else arguments), "actvar", standalone_mode=False)
+            code = app(given or ["--help"], "actvar", standalone_mode=False)
     except SystemExit as error:
         return int(error.code or 0)
     except BaseException as error:
         return explain(error)
-    return _interrupted_or(code)
-
-
-def _interrupted_or(code: Any) -> int:
+    if not given:
+        return WRONG_INPUT
     # typer swallows Ctrl-C and gives its exit code back, as it does with typer.Exit.
-    if code == 130:
-        return explain(KeyboardInterrupt())
-    return code if isinstance(code, int) else 0
+    return explain(KeyboardInterrupt()) if code == INTERRUPTED else int(code or DONE)

@@ -66,7 +66,14 @@ class _Line(Task):
 
 @contextmanager
 def _bar(console: Console, label: str, total: int) -> Iterator[_Bar]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("  {task.description}", markup=False),

@@ -30,15 +30,11 @@ def convert(
     """
     settings = checked(S, {"experts": experts, "method": method, "images": images}, {})
     out, output = Out(as_json=as_json, quiet=quiet), check_file(output, force=force)
-    from actvar_cli.convert.convert import convert as convert_model
-    from actvar_cli.recipe import models
+    from actvar_cli.recipe import models, work
     from actvar_cli.weights.artefact import save
 
-    teacher = models.open_model(model, device=device, progress=out.progress)
-    converted = convert_model(teacher, settings, seed=seed, progress=out.progress)
-    digest = models.digest_of(model, out.progress)
-    made = {"step": "convert", "source": model, "sha256": digest, "seed": seed, **settings.model_dump(mode="json")}
-    lineage = models.lineage(models.file_of(model, out.progress), made)
+    source = models.named(model, device=device, progress=out.progress)
+    converted, lineage = work.split(source, settings, seed=seed, progress=out.progress)
     save(output, converted.model, lineage, force=force)
     difference, budgets = converted.max_logit_difference, converted.model.budgets()
     rows = [

@@ -28,19 +28,17 @@ def export(
     out = Out(as_json=as_json, quiet=quiet)
     from actvar_cli.recipe import models
     from actvar_cli.recipe.cache import RECIPE, RECORD, read_texts
-    from actvar_cli.weights.artefact import read_lineage
     from actvar_cli.weights.export import NAMES
     from actvar_cli.weights.export import export as export_model
 
     check_folder(output, replaceable=NAMES, force=force)
-    opened = models.open_model(model, device="cpu", progress=out.progress)
-    source = models.file_of(model, out.progress)
+    source = models.named(model, device="cpu", progress=out.progress)
     export_model(
-        opened,
+        source.open(),
         output,
         dtype=settings.dtype,
         force=force,
-        lineage=read_lineage(source) if source.suffix == ".safetensors" else {},
+        lineage=source.lineage,
         files=read_texts(Path(model), (RECIPE, RECORD)) if Path(model).is_dir() else {},
         progress=out.progress,
     )

@@ -31,7 +31,6 @@ def in_words(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted", INTERRUPTED
     if isinstance(error, typer.TyperException):
-        # Help that is shown for want of a command is no mistake to point at, and spans lines.
         return _usage(error), WRONG_INPUT
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return f"out of memory: try a smaller --batch, or another --device ({_first_line(error)})", FAILED

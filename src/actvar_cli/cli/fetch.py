@@ -11,7 +11,9 @@ from actvar_cli.cli.out import Out
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `actvar ls`, or hf://owner/repo[@rev][/file].")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name of `actvar ls`, or hf://owner/repo[@rev][/file].")
+    ],
     force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,

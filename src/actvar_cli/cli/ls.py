@@ -60,7 +60,12 @@ def _recipes(out: Out) -> None:
     found = {name: read(path) for name, path in shipped().items()}
     rows = [(name, file.recipe.description or "", ", ".join(f.name for f in file.flow)) for name, file in found.items()]
     data = [
-        {"name": name, "path": str(file.path), "description": file.recipe.description, "steps": [f.name for f in file.flow]}
+        {
+            "name": name,
+            "path": str(file.path),
+            "description": file.recipe.description,
+            "steps": [f.name for f in file.flow],
+        }
         for name, file in found.items()
     ]
     out.result({"recipes": data}, table("recipe", "", "steps", rows=rows), names=list(found))

@@ -25,7 +25,9 @@ Set = Annotated[
 def option(settings: type[BaseModel], field: str, *names: str) -> Any:
     """The option that sets ``field``; its help is the field's description."""
     description = settings.model_fields[field].description or ""
-    return typer.Option(*(names or (f"--{field.replace('_', '-')}",)), help=f"{description[:1].upper()}{description[1:]}.")
+    return typer.Option(
+        *(names or (f"--{field.replace('_', '-')}",)), help=f"{description[:1].upper()}{description[1:]}."
+    )
 
 
 def default(settings: type[BaseModel], field: str) -> Any:

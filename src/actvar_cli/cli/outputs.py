@@ -18,7 +18,7 @@ def check_file(path: Path, *, force: bool) -> Path:
 
 
 def check_folder(path: Path, *, replaceable: Collection[str], force: bool) -> Path:
-    """``path``, if a folder can be written there; with ``force`` one that holds only ``replaceable`` names is replaced."""
+    """``path``, if a folder can be written there; ``force`` allows for one that holds only ``replaceable`` names."""
     refuse_folder(path, replaceable, force)
     _check_place(path)
     return path

@@ -39,8 +39,8 @@ def profile(
 
     opened = open_model(model, device=device, progress=out.progress)
     found = profile_model(opened, **settings.model_dump(), seed=seed, progress=out.progress)
-    shown = [_main(found), _by_scale(found), *([_by_module(found)] if verbose else []), f"{found.scope}."]
-    out.result(found.model_dump(mode="json"), *shown)
+    tables = [_main(found), _by_scale(found), *([_by_module(found)] if verbose else [])]
+    out.result(found.model_dump(mode="json"), *tables, f"{found.scope}.")
 
 
 def _modes(found: Profile) -> dict[str, Mode]:

@@ -17,7 +17,9 @@ from actvar_cli.recipe.wording import checked
 def sample(
     model: Model,
     output: Output,
-    classes: Annotated[str, typer.Option("--classes", help="Labels, as 3,7. Default: all, or ten spread over them.")] = "",
+    classes: Annotated[
+        str, typer.Option("--classes", help="Labels, as 3,7. Default: all, or ten spread over them.")
+    ] = "",
     count: Annotated[int, option(S, "count", "--count", "-n")] = default(S, "count"),
     budget: Annotated[float | None, option(S, "budget")] = None,
     cfg: Annotated[float, option(S, "cfg")] = default(S, "cfg"),
@@ -31,7 +33,7 @@ def sample(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Sample pictures: as a grid (.png), as arrays (.npz, for the ADM evaluator), or as a folder of PNGs (no suffix)."""
+    """Sample pictures: a grid (.png), arrays (.npz, as the ADM evaluator reads), or a folder of PNGs (no suffix)."""
     settings = checked(
         S,
         {

@@ -12,7 +12,7 @@ from actvar_cli.errors import InputError
 
 
 def validate(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Files, or names of `actvar ls --recipes`.")],
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Files, or names of `actvar ls --recipes`.")],
     settings: Set = None,
     as_json: Json = False,
     quiet: Quiet = False,

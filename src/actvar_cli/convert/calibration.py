@@ -11,7 +11,7 @@ from torch import Tensor
 from actvar_cli.model.block import Record, TeacherForced
 from actvar_cli.model.config import Dial
 from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.sampling import ActVAR, balanced_labels
 from actvar_cli.progress import Progress
 
 
@@ -29,8 +29,7 @@ class TeacherSamples:
 
 def draw_samples(teacher: ActVAR, count: int, *, seed: int, progress: Progress, batch: int = 32) -> TeacherSamples:
     """Sample ``count`` images with classes in turn; CFG as in `SamplingSettings`."""
-    classes = teacher.config.transformer.num_classes
-    labels = (torch.arange(count) * max(1, classes // count)) % classes
+    labels = balanced_labels(count, teacher.config.transformer.num_classes)
     tokens: list[Tensor] = []
     with progress.task("sampling the teacher", count) as task:
         for i, part in enumerate(labels.split(batch)):
@@ -90,7 +89,7 @@ def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int) ->
     counter = WorkCounter(model.config)
     before, model.threshold = model.threshold, threshold
     try:
-        labels = torch.arange(images) % model.config.transformer.num_classes
+        labels = balanced_labels(images, model.config.transformer.num_classes)
         model.sample(labels, seed=seed, counter=counter)
     finally:
         model.threshold = before
@@ -98,7 +97,13 @@ def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int) ->
 
 
 def calibrate_dials(
-    model: ActVAR, budgets: Sequence[float], *, span: tuple[float, float], seed: int, progress: Progress, images: int = 24
+    model: ActVAR,
+    budgets: Sequence[float],
+    *,
+    span: tuple[float, float],
+    seed: int,
+    progress: Progress,
+    images: int = 24,
 ) -> tuple[Dial, ...]:
     """Find, for each budget that can be reached, the threshold at which real sampling costs just that.
 

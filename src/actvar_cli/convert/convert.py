@@ -113,7 +113,7 @@ def convert(
     if unexpected or not all(any(part in key for part in own) for key in missing):
         raise ActvarError(f"unexpected weights: {[*unexpected, *missing][:3]}")
     student = ActVAR(config, transformer, teacher.tokenizer).eval()
-    blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
+    blocks = transformer.stack
     with progress.task(f"splitting FFNs ({settings.method})", arch.depth) as task:
         for block in blocks:
             weight = block.ffn.fc1.weight.detach().cpu()

@@ -15,7 +15,7 @@ def relative_energy(difference: Tensor, reference: Tensor) -> Tensor:
 
 
 def fit_perceptron(net: nn.Module, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> float:
-    """Fit a router or gate to ``targets`` (N, ...) from ``inputs`` (N, C) by least squares; returns the share explained.
+    """Fit a router or gate to ``targets`` (N, ...) from ``inputs`` (N, C) by least squares; returns R^2.
 
     ``net`` has layers ``fc1`` and ``fc2``. The output bias starts at the targets' mean, so that training only has to
     learn what varies.
@@ -24,7 +24,7 @@ def fit_perceptron(net: nn.Module, inputs: Tensor, targets: Tensor, generator: t
     assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
     spread = targets - targets.mean(0)
     with torch.no_grad():
-        first.weight.normal_(std=first.in_features**-0.5, generator=generator)
+        first.weight.copy_(torch.randn(first.weight.shape, generator=generator) * first.in_features**-0.5)
         first.bias.zero_()
         second.weight.zero_()
         second.bias.copy_(targets.mean(0).reshape(second.bias.shape))
@@ -34,10 +34,10 @@ def fit_perceptron(net: nn.Module, inputs: Tensor, targets: Tensor, generator: t
     net.requires_grad_(True)
     with torch.enable_grad():
         for _ in range(steps):
-            index = torch.randint(len(inputs), (1024,), generator=generator)
+            index = torch.randint(len(inputs), (1024,), generator=generator).to(inputs.device)
             loss = (net(inputs[index]) - targets[index]).square().mean()
             opt.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             opt.step()
             schedule.step()
     with torch.no_grad():
@@ -51,11 +51,12 @@ def fit_reconstruction(net: Reconstruction, h: Tensor, update: Tensor, ridge: fl
     The ridge solution, projected on the leading right singular vectors of its fitted values, is the best map of that
     rank (Izenman 1975).
     """
-    x, y = h.double(), update.double()
+    # On the CPU: not every device has float64.
+    x, y = h.cpu().double(), update.cpu().double()
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = x - x_mean, y - y_mean
     gram = x.T @ x
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     full = torch.linalg.solve(gram, x.T @ y)
     fitted = full.T @ (x.T @ x) @ full
     leading = torch.linalg.eigh(fitted).eigenvectors[:, -net.down.out_features :]

@@ -31,9 +31,7 @@ class CostModel:
         tok = config.tokenizer
         sizes = [pn * pn for pn in tok.patch_nums]
         lengths = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        per_token = [
-            (attention_macs(config, 1, 0, length), attention_macs(config, 0, 1, length)) for length in lengths
-        ]
+        per_token = [(attention_macs(config, 1, 0, length), attention_macs(config, 0, 1, length)) for length in lengths]
         repeats = torch.tensor(sizes)
 
         def spread(values: list[int]) -> Tensor:
@@ -42,7 +40,10 @@ class CostModel:
         self.computed = spread([c for c, _ in per_token])
         self.skipped = spread([s + reconstruction_macs(config, 1) for _, s in per_token])
         self.gated = spread(
-            [gate_macs(config, 1) if config.token_gate and i in config.token_gate.scales else 0 for i in range(len(sizes))]
+            [
+                gate_macs(config, 1) if config.token_gate and i in config.token_gate.scales else 0
+                for i in range(len(sizes))
+            ]
         )
         self.pair = ffn_macs(config, 1)
         self.router = router_macs(config, 1)

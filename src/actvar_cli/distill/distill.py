@@ -40,7 +40,7 @@ ROUTER_LR = 5.0
 
 @dataclass(frozen=True)
 class Distilled:
-    """The student, and one entry per optimiser step: stage, step, loss and its terms, cost, budget of the moment."""
+    """The student, and one entry per optimiser step: stage, step, loss and its terms, cost, budget."""
 
     model: ActVAR
     history: list[dict[str, Any]]
@@ -61,7 +61,7 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
 def fast_bf16() -> bool:
     """Whether bf16 matrix products are faster than float32 ones here."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in ("AVX512", "AVX512_BF16", "AMX"):
         return False
@@ -140,7 +140,7 @@ def run_stage(
     checkpoint: Path | None,
     progress: Progress,
 ) -> None:
-    """Train ``student`` in place for ``steps`` optimiser steps at ``threshold``, with its excess over ``budget`` punished."""
+    """Train ``student`` in place for ``steps`` optimiser steps at ``threshold``; excess over ``budget`` is punished."""
     precision = settings.precision
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16()) else "no"
     accelerator = Accelerator(mixed_precision=mixed, cpu=student.device.type == "cpu")
@@ -249,9 +249,7 @@ def distill(
     if stages.tokens.steps:
         stage("tokens", stages.tokens.steps, settings.budget)
     budgets = sorted({settings.budget, *(b for b in BUDGETS if b > settings.budget)})
-    dials = calibrate_dials(
-        student, budgets, span=(threshold - 12, threshold + 4), seed=seed, progress=progress
-    )
+    dials = calibrate_dials(student, budgets, span=(threshold - 12, threshold + 4), seed=seed, progress=progress)
     if settings.budget not in [d.budget for d in dials]:
         raise ActvarError(f"the student cannot be set to budget {settings.budget:g}; reached: {dials}")
     config = student.config.model_copy(update={"dials": dials, "default_budget": settings.budget})

@@ -16,10 +16,9 @@ def guide(logits: Tensor, guidance: Tensor) -> Tensor:
 
 def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean over positions of KL(teacher || student), in nats, of logits (B, L, V)."""
-    target = F.log_softmax(teacher.float(), dim=-1)
-    return F.kl_div(
-        F.log_softmax(student.float(), dim=-1).flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="batchmean"
-    )
+    target = F.log_softmax(teacher.float(), dim=-1).flatten(0, 1)
+    given = F.log_softmax(student.float(), dim=-1).flatten(0, 1)
+    return F.kl_div(given, target, log_target=True, reduction="batchmean")
 
 
 def hidden_error(teacher: list[Tensor], student: list[Tensor]) -> Tensor:

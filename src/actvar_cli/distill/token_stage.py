@@ -11,7 +11,6 @@ from actvar_cli.convert.calibration import TeacherSamples, paired_rows, record_b
 from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.settings import TokensStage
-from actvar_cli.model.block import Block
 from actvar_cli.model.config import TokenGateConfig
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.var import VAR
@@ -61,7 +60,7 @@ def fit_token_gates(
     positions = student.transformer.gated_positions().nonzero().squeeze(1).cpu()
     config = student.transformer.config
     # Without token gates for now: what is recorded is what each block would do to every token.
-    for block in student.transformer.blocks:
+    for block in student.transformer.stack:
         block.gated_scales = ()
     records = record_blocks(
         student,
@@ -76,7 +75,7 @@ def fit_token_gates(
     assert config.token_gate is not None
     explained: list[float] = []
     scores: list[Tensor] = []
-    blocks: list[Block] = list(student.transformer.blocks)  # type: ignore[arg-type]
+    blocks = student.transformer.stack
     with progress.task("fitting token gates", len(blocks)) as task:
         for block, record in zip(blocks, records, strict=True):
             block.gated_scales = config.token_gate.scales
@@ -87,7 +86,7 @@ def fit_token_gates(
             task.advance(note=f"explains {explained[-1]:.2f}")
     cut = cheapest_cut(student, samples, torch.cat(scores), budget=budget, threshold=threshold)
     for block in blocks:
-        block.token_gate.fc2.bias += threshold - cut
+        block.token_gate.fc2.bias.add_(threshold - cut)
     return GateFit(tuple(explained), tuple(float((s > cut).float().mean()) for s in scores))
 
 
@@ -98,7 +97,7 @@ def cheapest_cut(
     """The gate score below which tokens are skipped so that a teacher-forced pass costs ``budget``, by halving."""
     cost_model = CostModel(student.transformer.config, student.device)
     rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
-    biases = [block.token_gate.fc2.bias for block in student.transformer.blocks]
+    biases = [block.token_gate.fc2.bias for block in student.transformer.stack]
     before = [bias.clone() for bias in biases]
     low, high = 0.0, 0.98
     for _ in range(7):

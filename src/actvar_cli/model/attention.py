@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)  # type: ignore[no-any-return]
 
     def _normalise_q(self, q: Tensor) -> Tensor:
         if not self.l2_norm:
@@ -85,8 +85,6 @@ class SelfAttention(nn.Module):
                 continue
             rows = (counts == count).nonzero().squeeze(1)
             index = first[rows, None] + torch.arange(count, device=h.device)
-            part = F.scaled_dot_product_attention(
-                q[index].transpose(1, 2), keys[rows], values[rows], scale=self.scale
-            )
+            part = F.scaled_dot_product_attention(q[index].transpose(1, 2), keys[rows], values[rows], scale=self.scale)
             out[index] = part.transpose(1, 2)
         return self.proj(out.flatten(1))  # type: ignore[no-any-return]

@@ -137,7 +137,7 @@ class Block(nn.Module):
             made.keep = ((self.token_gate(h) > context.threshold) | ~context.gated).to(y.dtype)
             y = torch.where(made.keep.unsqueeze(-1) > 0, y, x + self.reconstruction(h))
         context.decisions.append(made)
-        return y
+        return y  # type: ignore[no-any-return]
 
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
         g1, g2, scale1, scale2, shift1, shift2 = ada.unsqueeze(2).unbind(1)
@@ -153,7 +153,7 @@ class Block(nn.Module):
             y = y + g2 * self._ffn(h2.flatten(0, 1), context).view_as(h2)
             if context.counter:
                 context.counter.attention(self.index, context.scale, x.shape[0] * x.shape[1], 0, context.cache.length)
-            return y
+            return y  # type: ignore[no-any-return]
         rows, _ = keep.nonzero(as_tuple=True)
         y = x[keep] + g1[rows, 0] * self.attn(h, cache=context.cache, keep=keep)
         h2 = self.normalise(y, scale2[rows, 0], shift2[rows, 0])

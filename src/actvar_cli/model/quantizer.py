@@ -31,9 +31,7 @@ class SharedPhi(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.qresi_ls = nn.ModuleList(
-            Phi(config.z_channels, config.quant_resi) for _ in range(config.share_quant_resi)
-        )
+        self.qresi_ls = nn.ModuleList(Phi(config.z_channels, config.quant_resi) for _ in range(config.share_quant_resi))
 
 
 class MultiScaleQuantizer(nn.Module):

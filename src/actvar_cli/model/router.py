@@ -27,9 +27,8 @@ class Router(nn.Module):
 def straight_through(scores: Tensor, threshold: float, *, temperature: float, noise: bool) -> Tensor:
     """A 0/1 decision per score whose gradient is that of a sigmoid.
 
-    With ``noise``, logistic noise times ``temperature`` is added before the cut (the Gumbel-sigmoid of arXiv 1611.01144),
-    so that decisions near the threshold are explored; ``temperature`` is in the units of the scores. Shape (…) in, (…)
-    out.
+    With ``noise``, logistic noise times ``temperature`` is added before the cut (Gumbel-sigmoid, arXiv 1611.01144), so
+    that decisions near the threshold are explored; ``temperature`` is in the units of the scores. Shape (…) to (…).
     """
     logits = scores - threshold
     if noise:

@@ -5,6 +5,7 @@ Layer for layer the network of VQGAN (arXiv 2012.09841) that VAR publishes, with
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -80,21 +81,24 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; attention only at the lowest."""
+    """The blocks of one resolution, attention only at the lowest, and the way to the next resolution if any."""
 
     def __init__(self, widths: Sequence[int], attention: bool) -> None:
         super().__init__()
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+        pairs = list(itertools.pairwise(widths))
         self.block = nn.ModuleList(ResBlock(a, b) for a, b in pairs)
         self.attn = nn.ModuleList(SpatialAttention(b) for _, b in pairs) if attention else nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the blocks, each followed by attention where the level has it."""
+        """Apply the blocks, each followed by attention where the level has it, then resize."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[i](x)
-        return x
+        resize = self.downsample or self.upsample
+        return resize(x) if resize else x
 
 
 class Middle(nn.Module):
@@ -136,8 +140,6 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # type: ignore[no-any-return]
 
 
@@ -164,10 +166,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Decode a batch of latents."""
         h = self.mid(self.conv_in(z))
-        for level in reversed(self.up):  # type: ignore[call-overload]
+        for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
 
 

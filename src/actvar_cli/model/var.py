@@ -26,7 +26,8 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """``x`` (R, l, C) and the class embedding ``cond`` (R, C)."""
         scale, shift = self.ada_lin(cond).unflatten(1, (1, 2, self.dim)).unbind(2)
-        return F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
+        out: Tensor = F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
+        return out
 
 
 class SharedAdaLin(nn.Module):
@@ -79,6 +80,11 @@ class VAR(nn.Module):
         for block in self.blocks:
             block.attn.zero_k_bias = torch.zeros(self.config.transformer.embed_dim)  # type: ignore[union-attr]
 
+    @property
+    def stack(self) -> list[Block]:
+        """The blocks in order, as a list that knows their type."""
+        return list(self.blocks)  # type: ignore[arg-type]
+
     def gated_positions(self) -> Tensor:
         """Which positions (L,) of the sequence belong to a scale with a token gate."""
         scales = self.config.token_gate.scales if self.config.token_gate else ()
@@ -91,7 +97,7 @@ class VAR(nn.Module):
     def conditions(self, cond: Tensor) -> list[Tensor]:
         """AdaLN parameters (R, 6, C) of every block for the class embeddings (R, C); constant over the scales."""
         shared = self.shared_ada_lin(cond) if self.config.transformer.shared_aln else cond
-        return [block.condition(shared) for block in self.blocks]  # type: ignore[operator]
+        return [block.condition(shared) for block in self.stack]
 
     def logits(self, x: Tensor, cond: Tensor) -> Tensor:
         """Head in float32: (R, l, C) to (R, l, vocab)."""
@@ -106,12 +112,14 @@ class VAR(nn.Module):
         pick: Tensor | None = None,
     ) -> TeacherForced:
         """A context for `forward` on this model; the fields are explained in `TeacherForced`."""
-        return TeacherForced(
-            self.attn_bias_for_masking, self.gated_positions(), threshold, temperature, noise, pick
-        )
+        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), threshold, temperature, noise, pick)
 
     def forward(
-        self, labels: Tensor, var_input: Tensor, context: TeacherForced | None = None, hidden: list[Tensor] | None = None
+        self,
+        labels: Tensor,
+        var_input: Tensor,
+        context: TeacherForced | None = None,
+        hidden: list[Tensor] | None = None,
     ) -> Tensor:
         """Teacher-forced logits (B, L, vocab).
 

@@ -141,9 +141,7 @@ class RunFolder:
         for path in sorted(self.of_step(name).iterdir()):
             state = path.stat()
             outputs[path.name] = Output(sha256=file_digest(path), size=state.st_size, mtime_ns=state.st_mtime_ns)
-        outcome = Outcome(
-            key=key, verb=verb, seconds=seconds, inputs=dict(inputs), result=result, outputs=outputs
-        )
+        outcome = Outcome(key=key, verb=verb, seconds=seconds, inputs=dict(inputs), result=result, outputs=outputs)
         with new_file(self._state(name), force=True) as temporary:
             temporary.write_text(outcome.model_dump_json(), encoding="utf-8")
         return outcome

@@ -10,7 +10,7 @@ from typing import Any
 from actvar_cli.errors import did_you_mean
 from actvar_cli.recipe.overrides import step_name
 from actvar_cli.recipe.steps import MAKES_MODEL, MODEL_KEYS, TEACHER_KEYS, VERBS
-from actvar_cli.recipe.text import Document, Problem
+from actvar_cli.recipe.text import Document, Place, Problem
 from actvar_cli.weights.zoo import KNOWN
 
 
@@ -55,7 +55,7 @@ class _Finder:
         self.current: Ref | None = None
         self.source: Ref | None = None
 
-    def complain(self, path: tuple[str | int, ...], message: str) -> None:
+    def complain(self, path: Place, message: str) -> None:
         self.document.problems.append(Problem(self.document.where(path), message))
 
     def add(self, index: int, raw: dict[str, Any]) -> None:
@@ -78,9 +78,7 @@ class _Finder:
         elif model is not None:
             self.current = model
 
-    def teacher(
-        self, raw: dict[str, Any], verb: str, name: str, model: Ref | None, place: tuple[str | int, ...]
-    ) -> Ref | None:
+    def teacher(self, raw: dict[str, Any], verb: str, name: str, model: Ref | None, place: Place) -> Ref | None:
         key = TEACHER_KEYS[verb]
         named = self.named(raw, key, place)
         teacher = named or self.source
@@ -89,7 +87,7 @@ class _Finder:
             self.complain(place, f"step {name!r} has nothing to compare with: add '{key}'")
         return teacher
 
-    def named(self, raw: dict[str, Any], key: str, place: tuple[str | int, ...]) -> Ref | None:
+    def named(self, raw: dict[str, Any], key: str, place: Place) -> Ref | None:
         """The model that ``raw`` names with ``key``; a word must be a step or a known model, a path is left alone."""
         given = raw.get(key)
         if not isinstance(given, str):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,36 @@ def digest_of(name: str, progress: Progress) -> str:
     return "+".join(digests)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A model to work on: how the user calls it, its file and that file's digest; `open` loads it."""
+
+    name: str
+    path: Path
+    sha256: str
+    open: Callable[[], ActVAR]
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What made it, as far as its file tells."""
+        from actvar_cli.weights.artefact import read_lineage
+
+        return read_lineage(self.path) if self.path.suffix == ".safetensors" else {}
+
+    def then(self, step: Mapping[str, Any]) -> dict[str, Any]:
+        """The lineage of what ``step`` makes of this model."""
+        return {"actvar": __version__, "steps": [*self.lineage.get("steps", []), dict(step)]}
+
+
+def named(name: str, *, device: str, progress: Progress, budget: float | None = None) -> Source:
+    """The model of that name as a source; fetched, but not loaded before it is opened."""
+
+    def opened() -> ActVAR:
+        return open_model(name, device=device, progress=progress, budget=budget)
+
+    return Source(name, file_of(name, progress), digest_of(name, progress), opened)
+
+
 @contextmanager
 def at_budget(model: ActVAR, budget: float | None) -> Iterator[None]:
     """``model`` works at ``budget`` inside (``None``: as it is set); InputError where it cannot."""
@@ -71,11 +102,3 @@ def at_budget(model: ActVAR, budget: float | None) -> Iterator[None]:
         yield
     finally:
         model.threshold = before
-
-
-def lineage(source: Path, step: Mapping[str, Any]) -> dict[str, Any]:
-    """What made a model: the steps that made the one in ``source``, then ``step``; and the actvar that took it."""
-    from actvar_cli.weights.artefact import read_lineage
-
-    before = read_lineage(source).get("steps", []) if source.suffix == ".safetensors" else []
-    return {"actvar": __version__, "steps": [*before, dict(step)]}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actvar_cli.errors import did_you_mean
-from actvar_cli.recipe.text import Document, Path, Problem, parse_value
+from actvar_cli.recipe.text import Document, Place, Problem, parse_value
 
 
 def step_name(step: Any) -> str | None:
@@ -33,7 +33,7 @@ def apply(document: Document, settings: Sequence[str]) -> None:
 
 
 def _replace(document: Document, keys: list[str], value: Document, where: str) -> None:
-    path: Path = ()
+    path: Place = ()
     inside = document.data
     if not isinstance(inside, dict):
         return

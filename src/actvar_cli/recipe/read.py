@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from actvar_cli.errors import InputError, did_you_mean
-from actvar_cli.recipe import overrides, text, wording
+from actvar_cli.recipe import overrides, wording
 from actvar_cli.recipe.flow import Flow, find_flow
 from actvar_cli.recipe.steps import VERBS, Recipe
+from actvar_cli.recipe.text import Document, Place, Problem, parse
 
 
 class RecipeError(InputError):
@@ -28,7 +29,7 @@ class RecipeFile:
     text: str
     recipe: Recipe
     flow: tuple[Flow, ...]
-    document: text.Document
+    document: Document
 
     @property
     def name(self) -> str:
@@ -69,12 +70,14 @@ def read(path: Path, settings: Sequence[str] = ()) -> RecipeFile:
         raise InputError(f"{path} is not a recipe: it is not UTF-8 text") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    document = text.parse(content, str(path))
+    document = parse(content, str(path))
     if document.data is None:
         _raise(document)
         raise RecipeError(f"{path}:1:1: the recipe is empty")
     if not isinstance(document.data, dict):
-        raise RecipeError(f"{document.where(())}: a recipe holds keys (version, steps), not {type(document.data).__name__}")
+        raise RecipeError(
+            f"{document.where(())}: a recipe holds keys (version, steps), not {type(document.data).__name__}"
+        )
     overrides.apply(document, settings)
     recipe = _checked(document)
     flow = find_flow(document)
@@ -83,14 +86,14 @@ def read(path: Path, settings: Sequence[str] = ()) -> RecipeFile:
     return RecipeFile(path, content, recipe, flow, document)
 
 
-def _raise(document: text.Document) -> None:
+def _raise(document: Document) -> None:
     if document.problems:
         # In the order of the file, `--set` last; a problem found twice is said once.
         lines = dict.fromkeys(sorted(map(str, document.problems), key=lambda line: _order(document, line)))
         raise RecipeError("\n".join(lines))
 
 
-def _order(document: text.Document, line: str) -> tuple[int, int]:
+def _order(document: Document, line: str) -> tuple[int, int]:
     start = f"{document.file}:"
     if not line.startswith(start):
         return (2**31, 0)
@@ -98,7 +101,7 @@ def _order(document: text.Document, line: str) -> tuple[int, int]:
     return (int(row), int(column)) if row.isdigit() and column.isdigit() else (0, 0)
 
 
-def _checked(document: text.Document) -> Recipe | None:
+def _checked(document: Document) -> Recipe | None:
     try:
         return Recipe.model_validate(document.data)
     except ValidationError as error:
@@ -106,26 +109,26 @@ def _checked(document: text.Document) -> Recipe | None:
         return None
 
 
-def _problem(document: text.Document, error: ErrorDetails) -> text.Problem:
+def _problem(document: Document, error: ErrorDetails) -> Problem:
     place, annotation, inner = _place(error["loc"])
     kind = error["type"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         given = error["input"].get("step") if isinstance(error["input"], dict) else None
         if given is None:
-            return text.Problem(document.where(place), f"the step has no 'step': one of {', '.join(VERBS)}")
+            return Problem(document.where(place), f"the step has no 'step': one of {', '.join(VERBS)}")
         near = did_you_mean(str(given), list(VERBS)) or f": one of {', '.join(VERBS)}"
-        return text.Problem(document.where((*place, "step")), f"unknown step {given!r}{near}")
+        return Problem(document.where((*place, "step")), f"unknown step {given!r}{near}")
     key = next((str(part) for part in reversed(place) if isinstance(part, str)), "the recipe")
     if place and isinstance(place[-1], int):
         key = "a step" if key == "steps" else f"each of {key}"
     known = wording.keys_of(annotation, inner[:-1])
     message = wording.in_words(error, key, known)
     if kind == "missing":
-        return text.Problem(document.where(place[:-1]), message)
-    return text.Problem(document.where(place, key=kind == "extra_forbidden"), message)
+        return Problem(document.where(place[:-1]), message)
+    return Problem(document.where(place, key=kind == "extra_forbidden"), message)
 
 
-def _place(location: tuple[int | str, ...]) -> tuple[text.Path, object, text.Path]:
+def _place(location: tuple[int | str, ...]) -> tuple[Place, object, Place]:
     """Where an error is in the data, the model that found it, and where it is in that model."""
     if len(location) > 2 and location[0] == "steps":
         # pydantic names the chosen member of the union in between.

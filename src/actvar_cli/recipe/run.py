@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.progress import Progress
 from actvar_cli.recipe import models, summary, work
 from actvar_cli.recipe.cache import RECORD, Outcome, RunFolder, digest_json, key_of
@@ -20,7 +21,6 @@ from actvar_cli.recipe.read import RecipeFile
 from actvar_cli.recipe.steps import (
     MAKES_MODEL,
     AnyStep,
-    ConvertSettings,
     ConvertStep,
     EvaluateStep,
     Gates,
@@ -206,17 +206,15 @@ class Run:
         began = time.perf_counter()
         result = work.run(step, job)
         seconds = time.perf_counter() - began
-        return self.folder.finish(
-            flow.name, key=key, verb=flow.verb, seconds=seconds, inputs=inputs, result=result
-        )
+        return self.folder.finish(flow.name, key=key, verb=flow.verb, seconds=seconds, inputs=inputs, result=result)
 
     def _path(self, ref: Ref) -> Path:
         if ref.made_here:
             return self.folder.of_step(ref.name) / work.MODEL
         return models.file_of(ref.name, self.progress)
 
-    def _source(self, ref: Ref) -> work.Source:
-        return work.Source(ref.name, self._path(ref), self._digest(ref) or "", lambda: self._open(ref))
+    def _source(self, ref: Ref) -> models.Source:
+        return models.Source(ref.name, self._path(ref), self._digest(ref) or "", lambda: self._open(ref))
 
     def _open(self, ref: Ref) -> ActVAR:
         if ref not in self.loaded:
@@ -238,7 +236,8 @@ class Run:
             chosen = [f for f in found if f.model == flow.model] or found
             return self.outcomes[chosen[-1].name].result if chosen else None
 
-        profile, evaluation, history = last("profile"), last("evaluate"), []
+        profile, evaluation = last("profile"), last("evaluate")
+        history: list[dict[str, Any]] = []
         if flow.model and flow.model.made_here:
             path = self.folder.of_step(flow.model.name) / work.HISTORY
             history = json.loads(path.read_text()) if path.exists() else []

@@ -176,9 +176,9 @@ class Recipe(Frozen):
     model_config = ConfigDict(title="actvar recipe")
 
     version: Literal[1]
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder")] = (
-        None
-    )
+    name: Annotated[
+        str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder")
+    ] = None
     description: Annotated[str | None, Field(description="one line for `actvar ls --recipes`")] = None
     seed: Annotated[int, Field(ge=0, description="of every step that has none of its own")] = 0
     steps: Annotated[

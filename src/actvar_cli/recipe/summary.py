@@ -30,21 +30,17 @@ def _cost_and_time(profile: Profile) -> list[Row]:
     from actvar_cli.profile.units import duration, quantity
 
     dense, compressed = profile.dense, profile.compressed
-
-    def row(what: str, left: str, right: str | None) -> Row:
-        return what, left, right or ""
-
-    return [
-        row("cost, transformer", "100.0 %", _percent(profile.cost)),
-        row("cost, whole image", "100.0 %", _percent(profile.image_cost)),
-        row(
-            "FLOPs per image, transformer",
-            quantity(dense.transformer_flops),
-            compressed and quantity(compressed.transformer_flops),
-        ),
-        row("time per image", duration(dense.seconds_per_image), compressed and duration(compressed.seconds_per_image)),
-        row("speed-up, measured", "1.00", profile.speedup and f"{profile.speedup:.2f}"),
+    rows = [
+        ("cost, transformer", "100.0 %", _percent(profile.cost)),
+        ("cost, whole image", "100.0 %", _percent(profile.image_cost)),
+        ("FLOPs per image, transformer", quantity(dense.transformer_flops), ""),
+        ("time per image", duration(dense.seconds_per_image), ""),
     ]
+    if compressed and profile.speedup:
+        rows[2] = (*rows[2][:2], quantity(compressed.transformer_flops))
+        rows[3] = (*rows[3][:2], duration(compressed.seconds_per_image))
+        rows.append(("speed-up, measured", "1.00", f"{profile.speedup:.2f}"))
+    return rows
 
 
 def _quality(evaluation: Evaluation) -> list[Row]:

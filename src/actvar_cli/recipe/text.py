@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 """Where a value is in the data: keys and indices from the root."""
 
 
@@ -36,11 +36,11 @@ class Document:
 
     file: str
     data: Any = None
-    keys: dict[Path, str] = field(default_factory=dict)
-    values: dict[Path, str] = field(default_factory=dict)
+    keys: dict[Place, str] = field(default_factory=dict)
+    values: dict[Place, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def where(self, path: Path, *, key: bool = False) -> str:
+    def where(self, path: Place, *, key: bool = False) -> str:
         """The position of the value at ``path`` (of its key if asked), or of the nearest thing around it."""
         if key and path in self.keys:
             return self.keys[path]
@@ -117,7 +117,7 @@ class _Walk:
     def complain(self, node: yaml.Node, message: str) -> None:
         self.document.problems.append(Problem(self.position(node.start_mark), message))
 
-    def plain(self, node: yaml.Node, path: Path, around: tuple[int, ...]) -> Any:
+    def plain(self, node: yaml.Node, path: Place, around: tuple[int, ...]) -> Any:
         """The node as plain data; ``around`` holds the nodes it is inside of."""
         self.document.values[path] = self.position(node.start_mark)
         if id(node) in around:
@@ -131,9 +131,10 @@ class _Walk:
             return self.mapping(node, path, around)
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(child, (*path, i), around) for i, child in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         return node.value if node.style else _scalar(node.value)
 
-    def mapping(self, node: yaml.MappingNode, path: Path, around: tuple[int, ...]) -> dict[str, Any]:
+    def mapping(self, node: yaml.MappingNode, path: Place, around: tuple[int, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None

@@ -6,19 +6,19 @@ Each writes its files into the step's own folder and returns its result as JSON 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actvar_cli.errors import ActvarError
+from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.progress import Progress
 from actvar_cli.recipe import models, pictures
+from actvar_cli.recipe.models import Source
 from actvar_cli.recipe.steps import (
     AnyStep,
-    ConvertSettings,
     ConvertStep,
-    DistillSettings,
     DistillStep,
     EvaluateStep,
     ExportStep,
@@ -29,21 +29,12 @@ from actvar_cli.recipe.steps import (
 )
 
 if TYPE_CHECKING:
+    from actvar_cli.convert.convert import Converted
+    from actvar_cli.distill.distill import Distilled
     from actvar_cli.evaluate.evaluate import Evaluation
-    from actvar_cli.model.sampling import ActVAR
     from actvar_cli.profile.profile import Profile
 
 MODEL, HISTORY, REPORT, PICTURES = "model.safetensors", "history.json", "report.html", "pictures.png"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model that a step works on: how the user calls it, its file and that file's digest; `open` loads it."""
-
-    name: str
-    path: Path
-    sha256: str
-    open: Callable[[], ActVAR]
 
 
 @dataclass(frozen=True)
@@ -71,11 +62,11 @@ class Job:
     command: str
     progress: Progress
 
-    def opened_teacher(self) -> ActVAR:
-        """The model to compare with."""
-        if self.teacher is None:
-            raise ActvarError(f"step {self.name!r} has no model to compare with")
-        return self.teacher.open()
+    @property
+    def against(self) -> Source:
+        """The teacher, of a step that must have one."""
+        assert self.teacher is not None, "the recipe was checked for this"
+        return self.teacher
 
 
 def run(step: AnyStep, job: Job) -> dict[str, Any]:
@@ -102,14 +93,22 @@ def checkpoint_of(key: str) -> str:
     return f"{key[:16]}.checkpoint.safetensors"
 
 
+def split(
+    source: Source, settings: ConvertSettings, *, seed: int, progress: Progress
+) -> tuple[Converted, dict[str, Any]]:
+    """Split the FFNs of ``source``; with the lineage of the result."""
+    from actvar_cli.convert.convert import convert as convert_model
+
+    converted = convert_model(source.open(), settings, seed=seed, progress=progress)
+    made = {"step": "convert", "source": source.name, "sha256": source.sha256, "seed": seed}
+    return converted, source.then({**made, **settings.model_dump(mode="json")})
+
+
 def convert(settings: ConvertSettings, job: Job) -> dict[str, Any]:
     """Split the FFNs; leaves the model."""
-    from actvar_cli.convert.convert import convert as convert_model
     from actvar_cli.weights.artefact import save
 
-    converted = convert_model(job.model.open(), settings, seed=job.seed, progress=job.progress)
-    made = {"step": "convert", "source": job.model.name, "sha256": job.model.sha256, "seed": job.seed}
-    lineage = models.lineage(job.model.path, {**made, **settings.model_dump(mode="json")})
+    converted, lineage = split(job.model, settings, seed=job.seed, progress=job.progress)
     save(job.folder / MODEL, converted.model, lineage, force=True)
     return {
         "max_logit_difference": converted.max_logit_difference,
@@ -118,24 +117,43 @@ def convert(settings: ConvertSettings, job: Job) -> dict[str, Any]:
     }
 
 
-def distill(settings: DistillSettings, job: Job) -> dict[str, Any]:
-    """Train the student; leaves the model and the training's history."""
+def train(
+    teacher: Source,
+    student: Source,
+    settings: DistillSettings,
+    *,
+    seed: int,
+    checkpoint: Path,
+    progress: Progress,
+) -> tuple[Distilled, dict[str, Any]]:
+    """Train ``student``; with the lineage of the result. Goes on from ``checkpoint`` where there is one."""
     from actvar_cli.distill.distill import distill as distill_model
-    from actvar_cli.weights.artefact import save
 
-    teacher, student = job.opened_teacher(), job.model.open()
-    checkpoint = job.folder / checkpoint_of(job.key)
     distilled = distill_model(
-        teacher, student, settings, seed=job.seed, progress=job.progress, checkpoint=checkpoint
+        teacher.open(), student.open(), settings, seed=seed, progress=progress, checkpoint=checkpoint
     )
-    assert job.teacher is not None
-    made = {"step": "distill", "teacher": job.teacher.name, "teacher_sha256": job.teacher.sha256, "seed": job.seed}
-    lineage = models.lineage(job.model.path, {**made, **settings.model_dump(mode="json")})
-    save(job.folder / MODEL, distilled.model, lineage, force=True)
-    (job.folder / HISTORY).write_text(json.dumps(distilled.history))
     checkpoint.unlink(missing_ok=True)
+    made = {"step": "distill", "teacher": teacher.name, "teacher_sha256": teacher.sha256, "seed": seed}
+    return distilled, student.then({**made, **settings.model_dump(mode="json")})
+
+
+def told(distilled: Distilled) -> dict[str, Any]:
+    """What there is to say of a training."""
     last = distilled.history[-1] if distilled.history else {}
     return {"optimiser_steps": len(distilled.history), "last": last, "budgets": distilled.model.budgets()}
+
+
+def distill(settings: DistillSettings, job: Job) -> dict[str, Any]:
+    """Train the student; leaves the model and the training's history."""
+    from actvar_cli.weights.artefact import save
+
+    checkpoint = job.folder / checkpoint_of(job.key)
+    distilled, lineage = train(
+        job.against, job.model, settings, seed=job.seed, checkpoint=checkpoint, progress=job.progress
+    )
+    save(job.folder / MODEL, distilled.model, lineage, force=True)
+    (job.folder / HISTORY).write_text(json.dumps(distilled.history))
+    return told(distilled)
 
 
 def profile(step: ProfileStep, job: Job) -> dict[str, Any]:
@@ -157,7 +175,7 @@ def evaluate(step: EvaluateStep, job: Job) -> dict[str, Any]:
     """Compare with the teacher."""
     from actvar_cli.evaluate.evaluate import evaluate as evaluate_model
 
-    teacher, model = job.opened_teacher(), job.model.open()
+    teacher, model = job.against.open(), job.model.open()
     with models.at_budget(model, step.budget):
         found = evaluate_model(
             model,
@@ -183,16 +201,14 @@ def sample(settings: SampleSettings, job: Job) -> dict[str, Any]:
 def export(step: ExportStep, job: Job) -> dict[str, Any]:
     """Leave the files of a folder to hand on, with what was measured in the model card."""
     from actvar_cli.recipe.summary import metrics
-    from actvar_cli.weights.artefact import read_lineage
     from actvar_cli.weights.export import export as export_model
 
-    lineage = read_lineage(job.model.path) if job.model.path.suffix == ".safetensors" else {}
     measured = metrics(job.before.profile, job.before.evaluation)
     export_model(
         job.model.open(),
         job.folder,
         dtype=step.dtype,
-        lineage=lineage,
+        lineage=job.model.lineage,
         metrics=measured,
         force=True,
         progress=job.progress,
@@ -204,7 +220,6 @@ def report(step: ReportStep, job: Job) -> dict[str, Any]:
     """Leave the report, and its pictures of teacher (left) and student (right) as one file."""
     from actvar_cli.evaluate.pairs import sample_pairs
     from actvar_cli.profile.report import ReportData, write_report
-    from actvar_cli.weights.artefact import read_lineage
 
     pairs = []
     if job.teacher is not None and job.teacher.path != job.model.path:
@@ -226,7 +241,7 @@ def report(step: ReportStep, job: Job) -> dict[str, Any]:
         pictures=pairs,
         recipe=job.recipe,
         command=job.command,
-        lineage=read_lineage(job.model.path) if job.model.path.suffix == ".safetensors" else {},
+        lineage=job.model.lineage,
         facts={"seed": str(job.seed), "model, sha256": job.model.sha256},
     )
     write_report(job.folder / REPORT, data, force=True)

@@ -1,0 +1,128 @@
+"""Put what was measured into README.md and docs/results.md, so that no figure there is typed by hand.
+
+    actvar run var-fashion -o runs/var-fashion
+    python benchmarks/update_docs.py runs/var-fashion
+
+Copies the run's table and pictures to benchmarks/results/ and docs/images/, and rewrites the marked parts of the pages
+from the result files in benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+
+
+def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers ``name`` of ``page``."""
+    marked = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    content = page.read_text()
+    if not marked.search(content):
+        raise SystemExit(f"{page.name} has no markers {name}:begin and {name}:end")
+    page.write_text(marked.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", content))
+
+
+def read(name: str) -> Any:
+    """A result file."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def keep_demo(run: Path) -> None:
+    """Copy the table of a run to the results, with what made it."""
+    from actvar_cli.recipe.summary import table
+
+    record = json.loads((run / "run.json").read_text())
+    from actvar_cli.evaluate.evaluate import Evaluation
+    from actvar_cli.profile.profile import Profile
+
+    results = {step["name"]: step["result"] for step in record["steps"]}
+    rows = table(Profile.model_validate(results["profile"]), Evaluation.model_validate(results["evaluate"]))
+    kept = {
+        "table": rows,
+        "seconds": record["seconds"],
+        "seconds_by_step": {step["name"]: step["seconds"] for step in record["steps"]},
+        "versions": record["versions"],
+        "seed": record["recipe"]["seed"],
+        "processor": platform.machine(),
+        "images": results["evaluate"]["images"],
+    }
+    (RESULTS / "demo.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def demo() -> str:
+    """The demo's table."""
+    kept = read("demo.json")
+    rows = [tuple(row) for row in kept["table"]]
+    note = (
+        f"{kept['images']:,} samples from each model; {kept['seconds'] / 60:.1f} minutes in all on two CPU cores "
+        f"(torch {kept['versions']['torch']})."
+    )
+    return markdown(("", "dense", "compressed"), rows) + "\n\n" + note
+
+
+def trained() -> str:
+    """What the training of the embedded model reached."""
+    r = read("train_var_fashion.json")
+    s = r["samples"]
+    worst = min(s["accuracy_by_class"], key=s["accuracy_by_class"].get)
+    rows = [
+        ("feature classifier, test accuracy", f"{r['classifier']['test_accuracy']:.4f}"),
+        ("Fréchet distance, training set to test set (fixes the unit)", f"{r['floor']:.3f}"),
+        ("Fréchet distance, reconstructions to the test set", f"{r['reconstruction_distance']:.3f}"),
+        (f"Fréchet distance, {s['count']:,} samples to the test set, cfg 1.5", f"{s['distance']:.3f}"),
+        ("class accuracy of the samples", f"{s['accuracy']:.4f}"),
+        ("worst class", f"{worst}, {s['accuracy_by_class'][worst]:.3f}"),
+        ("training, minutes on two CPU cores", f"{sum(r['seconds'].values()) / 60:.0f}"),
+    ]
+    return markdown(("`var-fashion`", ""), rows)
+
+
+def quality() -> str:
+    """The demo's result at more samples."""
+    r = read("demo_quality.json")
+    s, runs = r["summary"], r["evaluations"]
+
+    def cell(value: dict[str, float], digits: int) -> str:
+        return f"{value['mean']:.{digits}f}" + (f" ± {value['sd']:.{digits}f}" if len(runs) > 1 else "")
+
+    rows = [
+        ("cost, transformer", *(cell(s[side]["cost"], 3) for side in ("teacher", "student"))),
+        ("Fréchet distance", *(cell(s[side]["distance"], 3) for side in ("teacher", "student"))),
+        ("class accuracy", *(cell(s[side]["accuracy"], 4) for side in ("teacher", "student"))),
+        ("distance, compressed by dense", "", cell(s["distance_ratio"], 3)),
+        ("KL to the dense model, nats per token", "", cell(s["kl"], 4)),
+        ("speed-up of sampling, measured", "1.00", f"{s['speedup']:.2f}"),
+    ]
+    note = f"{runs[0]['images']:,} samples from each model under each of {len(runs)} seeds."
+    return markdown(("", "dense", "compressed"), rows) + "\n\n" + note
+
+
+def main() -> None:
+    """Copy and rewrite."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run of the demo, to keep its table")
+    args = parser.parse_args()
+    if args.run:
+        keep_demo(args.run)
+    fill(ROOT / "README.md", "demo", demo())
+    results = ROOT / "docs/results.md"
+    fill(results, "demo", demo())
+    fill(results, "trained", trained())
+    fill(results, "quality", quality())
+
+
+if __name__ == "__main__":
+    main()

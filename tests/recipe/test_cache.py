@@ -1,0 +1,100 @@
+"""The folder of a run, and what it remembers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from actvar_cli.errors import InputError
+from actvar_cli.recipe.cache import RunFolder, key_of
+
+
+def finished(path: Path) -> RunFolder:
+    folder = RunFolder(path / "run")
+    folder.begin("version: 1\n")
+    (folder.clear("convert") / "model.safetensors").write_text("weights")
+    folder.finish("convert", key="k", verb="convert", seconds=1.5, inputs={"model": "d"}, result={"a": 1})
+    return folder
+
+
+def test_an_outcome_is_found_again(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    outcome = folder.outcome("convert")
+    assert outcome is not None
+    assert (outcome.key, outcome.result, outcome.seconds) == ("k", {"a": 1}, 1.5)
+    assert list(outcome.outputs) == ["model.safetensors"]
+    assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
+
+
+def test_an_outcome_is_forgotten_when_a_file_of_it_changed(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    (folder.of_step("convert") / "model.safetensors").write_text("other")
+    assert folder.outcome("convert") is None
+
+
+def test_an_outcome_is_forgotten_when_a_file_of_it_is_gone_or_the_step_begins_again(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    (folder.of_step("convert") / "model.safetensors").unlink()
+    assert folder.outcome("convert") is None
+    folder = finished(tmp_path)
+    folder.clear("convert")
+    assert folder.outcome("convert") is None
+
+
+def test_a_damaged_state_is_no_state(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    (folder.path / "steps" / "convert.json").write_text("{")
+    assert folder.outcome("convert") is None
+
+
+def test_clearing_keeps_only_what_it_is_told_to(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    place = folder.of_step("convert")
+    (place / "a.checkpoint").write_text("")
+    (place / "b.checkpoint").write_text("")
+    folder.clear("convert", keep=["a.checkpoint"])
+    assert [p.name for p in place.iterdir()] == ["a.checkpoint"]
+
+
+def test_published_files_are_the_steps_own(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    folder.publish("convert", "model.safetensors")
+    assert os.path.samefile(folder.path / "model.safetensors", folder.of_step("convert") / "model.safetensors")
+    folder.publish("convert", "model.safetensors")
+    assert folder.outcome("convert") is not None
+
+
+def test_where_links_are_impossible_a_copy_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = finished(tmp_path)
+    folder.publish("convert", "model.safetensors")
+    assert (folder.path / "model.safetensors").read_text() == "weights"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new").check()
+    RunFolder(tmp_path).check()
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="exists and is not the folder of a run: choose another one with -o"):
+        RunFolder(tmp_path).check()
+    with pytest.raises(InputError, match="exists and is not a folder"):
+        RunFolder(tmp_path / "thesis.tex").check()
+
+
+def test_the_key_changes_with_what_matters_and_with_nothing_else() -> None:
+    settings = {"experts": 8, "name": None, "seed": 0}
+    key = key_of("convert", settings, {"model": "d"}, "cpu")
+    assert key == key_of("convert", {**settings, "name": "eight"}, {"model": "d"}, "cpu")
+    others = [
+        key_of("convert", {**settings, "experts": 4}, {"model": "d"}, "cpu"),
+        key_of("convert", {**settings, "seed": 1}, {"model": "d"}, "cpu"),
+        key_of("convert", settings, {"model": "e"}, "cpu"),
+        key_of("convert", settings, {"model": "d"}, "cuda"),
+        key_of("distill", settings, {"model": "d"}, "cpu"),
+    ]
+    assert len({key, *others}) == 6

@@ -1,0 +1,194 @@
+"""Running recipes on tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import actvar_cli
+from actvar_cli.errors import GateError, InputError
+from actvar_cli.progress import Progress, Task
+from actvar_cli.recipe.read import read
+from actvar_cli.recipe.run import Run
+from actvar_cli.weights.artefact import read_lineage
+
+CHEAP = """\
+version: 1
+steps:
+  - {step: sample, model: MODELS/compressed.safetensors, count: 1, name: look}
+  - {step: profile, batch: 2, repeats: 1}
+  - {step: export}
+"""
+
+WHOLE = """\
+version: 1
+name: whole
+seed: 3
+steps:
+  - {step: convert, model: MODELS/dense.safetensors, experts: 4, images: 16}
+  - step: distill
+    images: 16
+    batch: 4
+    precision: 'no'
+    stages: {experts: {steps: 3}, tokens: {steps: 3, rank: 4, scales: 2}}
+  - {step: profile, batch: 2, repeats: 1}
+  - {step: evaluate, count: 6, batch: 3}
+  - {step: export}
+  - {step: report, count: 1}
+"""
+
+
+class Watch(Progress):
+    """Remembers what was said and which tasks were opened; raises where it is told to."""
+
+    def __init__(self, stop_at: str = "never") -> None:
+        self.said: list[str] = []
+        self.tasks: list[str] = []
+        self.stop_at = stop_at
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        self.tasks.append(label)
+        if label == self.stop_at:
+            raise KeyboardInterrupt
+        yield Task()
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    @property
+    def cached(self) -> list[str]:
+        return [line.split(", ")[1].removesuffix(": cached") for line in self.said if line.endswith(": cached")]
+
+
+def prepare(models: Path, folder: Path, text: str, *settings: str, stop_at: str = "never", force: bool = False) -> Run:
+    path = folder / "r.yaml"
+    path.write_text(text.replace("MODELS", str(models)))
+    watch = Watch(stop_at)
+    return Run(read(path, settings), folder / "run", device="cpu", force=force, overrides=settings, progress=watch)
+
+
+def cached(run: Run) -> list[str]:
+    assert isinstance(run.progress, Watch)
+    return run.progress.cached
+
+
+@pytest.fixture(scope="module")
+def whole(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Watch]:
+    """The whole pipeline, interrupted in the second stage of distillation and then gone on with."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(models, folder, WHOLE, stop_at="distilling tokens").execute()
+    run = prepare(models, folder, WHOLE)
+    record = run.execute()
+    assert isinstance(run.progress, Watch)
+    return folder, record, run.progress
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(whole: tuple[Path, dict[str, Any], Watch]) -> None:
+    _, record, watch = whole
+    assert watch.cached == ["convert"]
+    # The first stage of the training was over: its last checkpoint is taken up.
+    assert "distilling experts" not in watch.tasks
+    assert "distilling tokens" in watch.tasks
+    assert [step["cached"] for step in record["steps"]] == [True, False, False, False, False, False]
+
+
+def test_the_folder_holds_what_was_promised(whole: tuple[Path, dict[str, Any], Watch]) -> None:
+    folder, record, _ = whole
+    run = folder / "run"
+    assert (run / "recipe.yaml").read_text() == (folder / "r.yaml").read_text()
+    assert json.loads((run / "run.json").read_text()) == record
+    assert {
+        "model.safetensors",
+        "tokenizer.safetensors",
+        "config.json",
+        "README.md",
+        "report.html",
+        "pictures.png",
+    } <= {p.name for p in run.iterdir()}
+    assert not list(run.rglob("*checkpoint*"))
+    model = actvar_cli.load(run)
+    assert model.config.default_budget == 0.7
+    assert model.sample([0, 1], seed=0).images.shape == (2, 1, 6, 6)
+
+
+def test_the_record_tells_how_to_make_the_same_again(whole: tuple[Path, dict[str, Any], Watch]) -> None:
+    folder, record, _ = whole
+    assert record["finished"] and record["seed"] == 3 and record["recipe"]["name"] == "whole"
+    assert set(record["versions"]) >= {"actvar", "python", "torch"}
+    distill = record["steps"][1]
+    assert distill["result"]["optimiser_steps"] == 6
+    assert len(distill["inputs"]["model"]) == len(distill["outputs"]["model.safetensors"]) == 64
+    lineage = read_lineage(folder / "run" / "model.safetensors")
+    assert [step["step"] for step in lineage["steps"]] == ["convert", "distill"]
+    assert lineage["steps"][1]["seed"] == 3
+
+
+def test_the_card_and_the_report_show_what_was_measured(whole: tuple[Path, dict[str, Any], Watch]) -> None:
+    folder, _, _ = whole
+    assert "cost, transformer" in (folder / "run" / "README.md").read_text()
+    report = (folder / "run" / "report.html").read_text()
+    assert "training curves" in report and "step: distill" in report
+
+
+def test_a_second_run_does_nothing(models: Path, whole: tuple[Path, dict[str, Any], Watch]) -> None:
+    folder, record, _ = whole
+    run = prepare(models, folder, WHOLE)
+    again = run.execute()
+    assert cached(run) == ["convert", "distill", "profile", "evaluate", "export", "report"]
+    assert [step["key"] for step in again["steps"]] == [step["key"] for step in record["steps"]]
+    assert run.table()[0][0] == "cost, transformer"
+
+
+def test_a_gate_ends_a_run_that_is_otherwise_whole(models: Path, whole: tuple[Path, dict[str, Any], Watch]) -> None:
+    folder, _, _ = whole
+    run = prepare(models, folder, WHOLE, "steps.evaluate.max_cost=0.01")
+    run.execute()
+    assert "evaluate" in cached(run)
+    with pytest.raises(GateError, match=r"gate not met: cost 0\.\d+ exceeds 0\.01"):
+        run.check_gates()
+
+
+def test_a_changed_setting_runs_only_what_depends_on_it(models: Path, tmp_path: Path) -> None:
+    prepare(models, tmp_path, CHEAP).execute()
+    run = prepare(models, tmp_path, CHEAP, "steps.profile.batch=3")
+    run.execute()
+    # The export's model card shows the profile.
+    assert cached(run) == ["look"]
+    run = prepare(models, tmp_path, CHEAP, "steps.profile.batch=3", "steps.export.dtype=float16")
+    run.execute()
+    assert cached(run) == ["look", "profile"]
+    run = prepare(models, tmp_path, CHEAP, force=True)
+    run.execute()
+    assert cached(run) == []
+
+
+def test_the_plan_knows_what_is_there(models: Path, tmp_path: Path) -> None:
+    assert [p.outcome for p in prepare(models, tmp_path, CHEAP).plan()] == [None, None, None]
+    assert not (tmp_path / "run").exists()
+    prepare(models, tmp_path, CHEAP).execute()
+    plan = prepare(models, tmp_path, CHEAP, "steps.look.count=2").plan()
+    assert [p.outcome is None for p in plan] == [True, False, False]
+    assert (tmp_path / "run" / "look.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (WHOLE.replace("experts: 4", "experts: 5"), "5 experts do not divide the FFN's 128 neurons"),
+        (WHOLE.replace("dense.safetensors", "dens.safetensors"), "no such file: .*dens.safetensors"),
+        (CHEAP.replace("count: 1", "classes: [0, 3]"), "class 3 does not exist: the model has the classes 0 to 2"),
+    ],
+)
+def test_what_does_not_fit_the_models_is_said_before_any_work(
+    models: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(models, tmp_path, text).execute()
+    assert not (tmp_path / "run").exists()

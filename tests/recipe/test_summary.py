@@ -1,0 +1,72 @@
+"""The table at the end, and gates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from actvar_cli.errors import GateError
+from actvar_cli.evaluate.evaluate import Agreement, Evaluation, Quality
+from actvar_cli.recipe.steps import Gates
+from actvar_cli.recipe.summary import check_gates, metrics, table
+
+
+def quality(**values: Any) -> Quality:
+    given = {"name": "m", "threshold": None, "seconds_per_image": 0.01, "accuracy_by_class": None, **values}
+    return Quality.model_validate(given)
+
+
+def evaluation(distance: float | None = 0.44, floor: float | None = 0.015) -> Evaluation:
+    agreement = Agreement(
+        images=10,
+        kl=0.1234,
+        kl_by_scale=[0.1],
+        token_match=0.87,
+        token_match_by_scale=[0.8],
+        sampled_token_match=0.2,
+        pixel_difference=0.01,
+    )
+    return Evaluation(
+        images=10,
+        batch=5,
+        seed=0,
+        cfg=1.5,
+        top_k=0,
+        top_p=0.0,
+        device="cpu",
+        feature_network="net",
+        floor=floor,
+        student=quality(cost=0.702, distance=distance, accuracy=0.93),
+        teacher=quality(cost=1.0, distance=0.4, accuracy=0.94),
+        agreement=agreement,
+        notes=[],
+    )
+
+
+def test_the_table_of_an_evaluation() -> None:
+    assert table(None, evaluation()) == [
+        ("cost, transformer", "100.0 %", "70.2 %"),
+        ("Fréchet distance, real against real 0.015", "0.400", "0.440"),
+        ("class accuracy", "94.0 %", "93.0 %"),
+        ("token match with the dense model", "", "87.0 %"),
+        ("KL to the dense model, nats per token", "", "0.123"),
+    ]
+    assert table(None, None) == []
+
+
+def test_the_model_card_shows_the_dense_model_beside() -> None:
+    assert metrics(None, evaluation())["class accuracy"] == "93.0 % (dense: 94.0 %)"
+
+
+def test_gates() -> None:
+    check_gates(evaluation(), Gates())
+    check_gates(evaluation(), Gates(max_cost=0.71, max_distance_ratio=1.1001))
+    with pytest.raises(GateError) as caught:
+        check_gates(evaluation(), Gates(max_cost=0.7, max_distance_ratio=1.05))
+    assert str(caught.value) == "gate not met: cost 0.7020 exceeds 0.7; distance ratio 1.1000 exceeds 1.05"
+
+
+def test_a_gate_on_what_was_not_measured_is_not_met() -> None:
+    with pytest.raises(GateError, match="the distance ratio was not measured"):
+        check_gates(evaluation(distance=None), Gates(max_distance_ratio=2.0))
