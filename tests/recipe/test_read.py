@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -172,7 +173,7 @@ def test_the_small_run_that_the_shipped_recipe_describes_is_valid() -> None:
     path = shipped()["var-fashion"]
     comment = "".join(line[1:] for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     command = shlex.split(re.sub(r"\\\n", " ", comment[comment.index("actvar run var-fashion -o") :]))
-    settings = [value for option, value in zip(command, command[1:], strict=False) if option == "--set"]
+    settings = [value for option, value in itertools.pairwise(command) if option == "--set"]
     assert len(settings) > 5
     read(path, settings)
 

@@ -21,7 +21,7 @@ def save_dense(folder: Path) -> Path:
 
 
 def save_compressed(folder: Path) -> Path:
-    """The same architecture with experts and token gates, for the budgets 0.7 and 0.8, as ``compressed.safetensors``."""
+    """The same architecture with experts and token gates, calibrated, as ``compressed.safetensors``."""
     return save(folder / "compressed.safetensors", calibrated(tiny_model(experts=True, token_gate=True)), {})
 
 

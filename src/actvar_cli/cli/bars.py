@@ -55,7 +55,7 @@ class _Line(Task):
         self.done += units
         self.note = note or self.note
         now = time.monotonic()
-        if now - self.spoke < EVERY:
+        if now - self.spoke < EVERY or self.done == self.total:
             return
         self.spoke = now
         share = f" {100 * self.done // self.total} %" if self.total else ""

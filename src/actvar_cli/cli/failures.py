@@ -6,10 +6,11 @@ import errno
 import os
 import sys
 import traceback
+from typing import Any
 
 import typer
 
-from actvar_cli.errors import ActvarError
+from actvar_cli.errors import ActvarError, did_you_mean
 
 DONE, FAILED, WRONG_INPUT, GATE_MISSED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -30,7 +31,8 @@ def in_words(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted", INTERRUPTED
-    if isinstance(error, typer.TyperException):
+    # typer's usage errors are known by what they can do: their class is not public in every version.
+    if hasattr(error, "format_message"):
         return _usage(error), WRONG_INPUT
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return f"out of memory: try a smaller --batch, or another --device ({_first_line(error)})", FAILED
@@ -42,10 +44,12 @@ def in_words(error: BaseException) -> tuple[str, int]:
     return f"unexpected {what} (ACTVAR_DEBUG=1 shows where)", FAILED
 
 
-def _usage(error: typer.TyperException) -> str:
-    message = " ".join(error.format_message().split()).rstrip(".")
-    message = message[:1].lower() + message[1:]
-    context = getattr(error, "ctx", None)
+def _usage(error: Any) -> str:
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        message = f"no such option: {error.option_name}{did_you_mean(error.option_name, error.possibilities or [])}"
+    else:
+        message = " ".join(error.format_message().split()).rstrip(".")
+    message, context = message[:1].lower() + message[1:], getattr(error, "ctx", None)
     return f"{message}: see `{context.command_path} --help`" if context else message
 
 

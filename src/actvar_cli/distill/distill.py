@@ -109,12 +109,12 @@ def guidance_of(model: ActVAR) -> Tensor:
 
 
 @torch.no_grad()
-def score_spread(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
-    """Standard deviation of the routers' scores over blocks, tokens and experts."""
+def router_scores(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> Tensor:
+    """The routers' scores (depth, 2 * images, L, E) in a teacher-forced pass at ``threshold``."""
     rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
     context = student.transformer.teacher_forced(threshold)
     student.transformer(rows, var_input, context)
-    return float(torch.stack([made.scores for made in context.decisions if made.scores is not None]).std())
+    return torch.stack([made.scores for made in context.decisions if made.scores is not None])
 
 
 def schedule(step: int, steps: int) -> float:
@@ -155,7 +155,7 @@ def run_stage(
             betas=(0.9, 0.98),
             weight_decay=0.0,
         )
-        done, temperature = 0, NOISE * score_spread(student, samples, threshold)
+        done, temperature = 0, NOISE * float(router_scores(student, samples, threshold).std())
         state = read_state(checkpoint)
         if checkpoint and state and state["stage"] == name:
             load_checkpoint(checkpoint, student.transformer, optimizer, names)
@@ -221,7 +221,7 @@ def distill(
     samples = draw_samples(teacher, settings.images, seed=seed + 1_000_000, progress=progress)
     history: list[dict[str, Any]] = []
     student = copy.deepcopy(student).to(teacher.device)
-    # The experts alone stop at a higher cost when token gates are to come.
+    # The experts alone stop at a higher cost when token gates are to come; then one threshold weighs both.
     first = 1 - stages.experts.share * (1 - settings.budget) if stages.tokens.steps else settings.budget
 
     def stage(name: str, steps: int, budget: float) -> None:
@@ -236,16 +236,19 @@ def distill(
     else:
         threshold = threshold_for(student, samples, first)
         stage("experts", stages.experts.steps, first)
-        # What the routers learned moves the cost a little: the threshold is set anew before tokens join.
-        threshold = threshold_for(student, samples, first)
         if stages.tokens.steps:
+            density = float((router_scores(student, samples, threshold) > threshold).float().mean())
             student = add_token_gates(student, stages.tokens)
             generator = torch.Generator().manual_seed(seed)
-            fit = fit_token_gates(
-                student, samples, budget=settings.budget, threshold=threshold, generator=generator, progress=progress
+            fit_token_gates(
+                student,
+                samples,
+                threshold=threshold,
+                density=density,
+                generator=generator,
+                progress=progress,
             )
-            kept = ", ".join(f"{share:.2f}" for share in fit.kept)
-            progress.say(f"tokens kept on gated scales, block by block: {kept}")
+            threshold = threshold_for(student, samples, settings.budget)
     if stages.tokens.steps:
         stage("tokens", stages.tokens.steps, settings.budget)
     budgets = sorted({settings.budget, *(b for b in BUDGETS if b > settings.budget)})

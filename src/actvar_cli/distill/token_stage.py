@@ -1,28 +1,19 @@
-"""Gives a student its token gates: reconstruction in closed form, gates regressed on its error, one threshold."""
+"""Gives a student its token gates: reconstruction in closed form, gates regressed on its error."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
-from torch import Tensor
 
-from actvar_cli.convert.calibration import TeacherSamples, paired_rows, record_blocks
+from actvar_cli.convert.calibration import TeacherSamples, record_blocks
 from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, relative_energy
-from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.settings import TokensStage
-from actvar_cli.model.config import TokenGateConfig
+from actvar_cli.model.config import ModelConfig, TokenGateConfig
+from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
-
-
-@dataclass(frozen=True)
-class GateFit:
-    """Per block: share of the update's energy that the reconstruction explains, and of tokens that are kept."""
-
-    explained: tuple[float, ...]
-    kept: tuple[float, ...]
 
 
 def add_token_gates(student: ActVAR, stage: TokensStage) -> ActVAR:
@@ -42,25 +33,38 @@ def add_token_gates(student: ActVAR, stage: TokensStage) -> ActVAR:
     return model
 
 
+def saving(config: ModelConfig, density: float) -> float:
+    """MACs that a skipped token saves on the last scale, in units of one expert, at this density of experts."""
+    length = config.tokenizer.num_tokens
+    computed = attention_macs(config, 1, 0, length) + router_macs(config, 1)
+    assert config.experts is not None
+    computed += round(density * ffn_macs(config, config.experts.num_experts))
+    skipped = attention_macs(config, 0, 1, length) + reconstruction_macs(config, 1)
+    return (computed - skipped) / ffn_macs(config, 1)
+
+
 @torch.no_grad()
 def fit_token_gates(
     student: ActVAR,
     samples: TeacherSamples,
     *,
-    budget: float,
     threshold: float,
+    density: float,
     generator: torch.Generator,
     progress: Progress,
-) -> GateFit:
-    """Fit reconstruction and gate of every block on the student's own activations, and cut the gates at ``threshold``.
+) -> tuple[float, ...]:
+    """Fit reconstruction and gate of every block on the student's own activations.
 
-    One shift for all blocks makes the model cost ``budget``: the tokens whose update is reconstructed best, relative to
-    the residual stream, are skipped. Where the model costs less already, no token is.
+    A gate's score is the log of the error that skipping the token makes, relative to the block's output, for each
+    expert's worth of work that it saves: the units of the router's scores, so that one threshold weighs experts and
+    tokens against each other. Returns, per block, the share of the update's energy that the reconstruction explains.
     """
-    positions = student.transformer.gated_positions().nonzero().squeeze(1).cpu()
     config = student.transformer.config
+    assert config.token_gate is not None
+    positions = student.transformer.gated_positions().nonzero().squeeze(1).cpu()
+    blocks = student.transformer.stack
     # Without token gates for now: what is recorded is what each block would do to every token.
-    for block in student.transformer.stack:
+    for block in blocks:
         block.gated_scales = ()
     records = record_blocks(
         student,
@@ -72,42 +76,13 @@ def fit_token_gates(
         progress=progress,
         label="recording updates",
     )
-    assert config.token_gate is not None
+    per_expert = math.log(saving(config, density))
     explained: list[float] = []
-    scores: list[Tensor] = []
-    blocks = student.transformer.stack
     with progress.task("fitting token gates", len(blocks)) as task:
         for block, record in zip(blocks, records, strict=True):
             block.gated_scales = config.token_gate.scales
             explained.append(fit_reconstruction(block.reconstruction, record.h, record.update))
             error = relative_energy(block.reconstruction(record.h) - record.update, record.out)
-            fit_perceptron(block.token_gate, record.h, error, generator)
-            scores.append(block.token_gate(record.h))
+            fit_perceptron(block.token_gate, record.h, error - per_expert, generator)
             task.advance(note=f"explains {explained[-1]:.2f}")
-    cut = cheapest_cut(student, samples, torch.cat(scores), budget=budget, threshold=threshold)
-    for block in blocks:
-        block.token_gate.fc2.bias.add_(threshold - cut)
-    return GateFit(tuple(explained), tuple(float((s > cut).float().mean()) for s in scores))
-
-
-@torch.no_grad()
-def cheapest_cut(
-    student: ActVAR, samples: TeacherSamples, scores: Tensor, *, budget: float, threshold: float, images: int = 16
-) -> float:
-    """The gate score below which tokens are skipped so that a teacher-forced pass costs ``budget``, by halving."""
-    cost_model = CostModel(student.transformer.config, student.device)
-    rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
-    biases = [block.token_gate.fc2.bias for block in student.transformer.stack]
-    before = [bias.clone() for bias in biases]
-    low, high = 0.0, 0.98
-    for _ in range(7):
-        share = (low + high) / 2
-        cut = scores.quantile(share)
-        for bias, old in zip(biases, before, strict=True):
-            bias.copy_(old + threshold - cut)
-        context = student.transformer.teacher_forced(threshold)
-        student.transformer(rows, var_input, context)
-        low, high = (share, high) if cost_model(context.decisions) > budget else (low, share)
-    for bias, old in zip(biases, before, strict=True):
-        bias.copy_(old)
-    return float(scores.quantile(high))
+    return tuple(explained)

@@ -80,8 +80,7 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Run what is not there yet, and return the record of the run as `run.json` has it.
 
-        Raises InputError before any work where a model, a setting or the folder does not fit; GateError at the very
-        end where an evaluation does not meet its gates.
+        Raises InputError before any work where a model, a setting or the folder does not fit.
         """
         started, began = datetime.now(UTC), time.perf_counter()
         self.folder.check()
@@ -245,11 +244,11 @@ class Run:
 
     def _publish(self, flow: Flow) -> None:
         """Show what a user looks for at the top of the folder; of the models, that of the last step that leaves one."""
-        files = list(self.outcomes[flow.name].outputs)
-        if flow.verb in MAKES_MODEL:
-            files = [file for file in files if file.startswith("model.")]
-        if flow.verb in (*MAKES_MODEL, "export", "report", "sample"):
-            for file in files:
+        leave_model = [other for other in self.file.flow if other.verb in (*MAKES_MODEL, "export")]
+        if flow.verb not in ("report", "sample") and flow not in leave_model[-1:]:
+            return
+        for file in self.outcomes[flow.name].outputs:
+            if flow.verb not in MAKES_MODEL or file.startswith("model."):
                 self.folder.publish(flow.name, file)
 
     def _record(self, started: datetime, seconds: float, cached: set[str]) -> dict[str, Any]:

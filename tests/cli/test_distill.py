@@ -1,0 +1,92 @@
+"""actvar distill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import actvar_cli
+from actvar_cli.weights.artefact import read_config
+from tests.cli.conftest import Actvar
+
+STEP = """\
+version: 1
+name: lesson
+steps:
+  - step: distill
+    teacher: {dense}
+    student: {student}
+    budget: 0.7
+    images: 16
+    batch: 4
+    precision: 'no'
+    stages: {{experts: {{steps: 2}}, tokens: {{steps: 2, rank: 4, scales: 2}}}}
+"""
+
+
+@pytest.fixture
+def recipe(actvar: Actvar, models: Path, tmp_path: Path) -> Path:
+    dense = models / "dense.safetensors"
+    assert actvar("convert", dense, "--experts", 4, "--images", 16, "-o", "student.safetensors", "-q").code == 0
+    path = tmp_path / "lesson.yaml"
+    path.write_text(STEP.format(dense=dense, student="student.safetensors"))
+    return path
+
+
+def test_it_teaches_the_student_that_the_recipe_names(actvar: Actvar, recipe: Path, tmp_path: Path) -> None:
+    done = actvar("distill", recipe, "--json")
+    assert done.code == 0
+    assert done.json["path"] == "lesson.safetensors"
+    assert done.json["optimiser_steps"] == 4
+    config = read_config("lesson.safetensors")
+    assert config.token_gate is not None and config.default_budget == 0.7
+    assert actvar_cli.load("lesson.safetensors").sample([0], seed=0).images.shape == (1, 1, 6, 6)
+    assert not [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name]
+    # The same again would replace it.
+    done = actvar("distill", recipe)
+    assert (done.code, done.err) == (
+        2,
+        "error: lesson.safetensors exists: choose another name, or replace it with --force\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "version: 1\nsteps:\n  - step: distill\n    teacher: var-fashion\n",
+            "r.yaml:3:5: step 'distill' has no model: add 'student', or a step that makes one before it",
+        ),
+        (
+            "version: 1\nsteps:\n  - {step: convert, model: var-fashion}\n  - step: distill\n",
+            "r.yaml:4:5: step 'distill' names no student: add 'student: FILE' (a converted model), "
+            "or run the whole recipe with `actvar run r.yaml`",
+        ),
+        (
+            "version: 1\nsteps:\n  - {step: convert, model: var-fashion}\n",
+            "r.yaml: the recipe has no distill step, `actvar distill` needs one",
+        ),
+        (
+            "version: 1\nsteps:\n  - {step: distill, teacher: var-fashion, student: s.pth, buget: 0.8}\n",
+            "r.yaml:3:59: unknown key 'buget' (did you mean 'budget'?)",
+        ),
+        (
+            "version: 1\nsteps:\n  - {step: distill, teacher: var-fashion, student: s.pth, budget: 1.5}\n",
+            "r.yaml:3:67: budget must be less than 1, not 1.5",
+        ),
+    ],
+)
+def test_recipes_that_do_not_do(actvar: Actvar, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    done = actvar("distill", "r.yaml")
+    assert (done.code, done.out, done.err) == (2, "", f"error: {message}\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_a_student_that_was_not_converted(actvar: Actvar, models: Path, tmp_path: Path) -> None:
+    dense = models / "dense.safetensors"
+    (tmp_path / "r.yaml").write_text(STEP.format(dense=dense, student=dense))
+    done = actvar("distill", "r.yaml", "-q")
+    assert (done.code, done.err) == (2, "error: the student tiny has no experts: convert it first\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]

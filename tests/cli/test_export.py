@@ -1,0 +1,65 @@
+"""actvar export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import actvar_cli
+from tests.cli.conftest import Actvar
+
+FILES = ["README.md", "config.json", "model.safetensors", "tokenizer.safetensors"]
+
+
+def test_a_folder_that_can_be_handed_on(actvar: Actvar, models: Path, tmp_path: Path) -> None:
+    done = actvar("export", models / "compressed.safetensors", "-o", "out", "--dtype", "bfloat16", "-q")
+    assert (done.code, done.out, done.err) == (0, "out\n", "")
+    assert sorted(p.name for p in Path("out").iterdir()) == FILES
+    assert load_file("out/model.safetensors")["word_embed.weight"].dtype == torch.bfloat16
+    Path("out").rename("moved")
+    model = actvar_cli.load("moved")
+    assert model.config.default_budget == 0.7
+    done = actvar("sample", "moved", "-n", "1", "-o", "g.png")
+    assert done.code == 0
+
+
+def test_json_names_the_files(actvar: Actvar, models: Path) -> None:
+    found = actvar("export", models / "dense.safetensors", "-o", "out/", "--json").json
+    assert sorted(found["files"]) == FILES
+    assert (found["path"], found["dtype"]) == ("out", "float32")
+
+
+def test_recipe_and_record_go_with_a_run(actvar: Actvar, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"version: 1\nsteps:\n  - {{step: export, model: {models / 'dense.safetensors'}}}\n"
+    )
+    assert actvar("run", "r.yaml", "-o", "run").code == 0
+    assert actvar("export", "run", "-o", "out").code == 0
+    assert {p.name for p in Path("out").iterdir()} >= {"recipe.yaml", "run.json", *FILES}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["DENSE", "-o", "out", "--dtype", "float61"],
+            "--dtype must be 'float32', 'bfloat16' or 'float16', not 'float61' (did you mean 'float16'?)",
+        ),
+        (["DENSE", "-o", "full"], "full exists and is not empty: choose another name, or replace it with --force"),
+        (
+            ["DENSE", "-o", "full", "--force"],
+            "full holds 'thesis.tex', which is none of the files to be replaced: --force would delete it",
+        ),
+        (["DENSE", "-o", "full/thesis.tex"], "full/thesis.tex exists and is not a folder"),
+        (["nothing.pth", "-o", "out"], "no such file: nothing.pth"),
+    ],
+)
+def test_wrong_input(actvar: Actvar, models: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    done = actvar("export", *(str(models / "dense.safetensors") if a == "DENSE" else a for a in arguments))
+    assert (done.code, done.out, done.err) == (2, "", f"error: {message}\n")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["full", "full/thesis.tex"]

@@ -1,0 +1,53 @@
+"""actvar profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Actvar
+
+FEW = ("--batch", "2", "--repeats", "1")
+
+
+def test_dense_and_compressed(actvar: Actvar, models: Path) -> None:
+    done = actvar("profile", models / "compressed.safetensors", *FEW, "-v")
+    assert done.code == 0
+    lines = [line.split() for line in done.out.splitlines() if line.strip()]
+    assert ["dense", "compressed"] in lines
+    assert [line[:2] for line in lines if line[:1] == ["3"]] == [["3", "x"]]
+    assert any(line[0] == "blocks.0.ffn.fc1" or line[0].startswith("blocks.0") for line in lines)
+    assert "FLOPs = 2 x MACs" in done.out
+
+
+def test_a_dense_model_has_one_column(actvar: Actvar, models: Path) -> None:
+    done = actvar("profile", models / "dense.safetensors", *FEW)
+    assert done.code == 0
+    assert "compressed" not in done.out
+
+
+def test_json(actvar: Actvar, models: Path) -> None:
+    found = actvar("profile", models / "compressed.safetensors", *FEW, "--budget", "0.8", "--json").json
+    assert found["budget"] == 0.8
+    assert 0 < found["cost"] < 1.2
+    assert abs(found["compressed"]["difference"]) < 0.005
+    assert sum(found["dense"]["scales"]) == pytest.approx(found["dense"]["transformer_flops"])
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("dense", ["--budget", "1.5"], "--budget must be less than or equal to 1, not 1.5"),
+        ("dense", ["--budget", "0"], "--budget must be greater than 0, not 0.0"),
+        ("dense", ["--budget", "0.8"], "tiny is dense: it has no experts to leave out, convert it first"),
+        ("compressed", ["--budget", "0.1"], "budget 0.1 is outside the calibrated range 0.7 to 0.8 (or 1 for dense)"),
+        ("compressed", ["--batch", "0"], "--batch must be greater than or equal to 1, not 0"),
+        ("missing", [], "no such file: "),
+    ],
+)
+def test_wrong_input(actvar: Actvar, models: Path, model: str, arguments: list[str], message: str) -> None:
+    done = actvar("profile", models / f"{model}.safetensors", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {message}")
+    assert done.err.count("\n") == 1
