@@ -79,7 +79,14 @@ def main() -> None:
     # noise, since one that does not is upset by differences of 1 % of the range, which nobody sees.
     other = phases.get("perceptual", FeatureClassifier(), lambda: classifier.train(*train, epochs=2, seed=1))
     third = phases.get("perceptual-long", FeatureClassifier(), lambda: classifier.train(*train, epochs=8, seed=0))
-    net = phases.get("classifier", FeatureClassifier(), lambda: classifier.train(*train, epochs=7, seed=3, noise=0.03))
+    robust = phases.get(
+        "classifier-first", FeatureClassifier(), lambda: classifier.train(*train, epochs=6, seed=3, noise=0.03)
+    )
+    net = phases.get(
+        "classifier",
+        FeatureClassifier(),
+        lambda: classifier.train(*train, epochs=3, seed=4, noise=0.015, start=robust, peak=1e-3),
+    )
 
     def reconstruction(model: Tokenizer) -> str:
         return f"Frechet distance of 2,000 reconstructions {measure.reconstruction_distance(model, net, some):.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 
@@ -44,19 +45,27 @@ def accuracy(model: FeatureClassifier, images: Tensor, labels: Tensor) -> float:
 
 
 def train(
-    images: Tensor, labels: Tensor, *, epochs: float, seed: int, noise: float = 0.0, batch: int = 128
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: float,
+    seed: int,
+    noise: float = 0.0,
+    start: FeatureClassifier | None = None,
+    peak: float = 3e-3,
+    batch: int = 128,
 ) -> FeatureClassifier:
-    """Train on (N, 1, 32, 32) uint8 with one cosine cycle; returns the classifier in eval mode."""
+    """Train on (N, 1, 32, 32) uint8 with one cosine cycle, from ``start`` or from scratch; returns it in eval mode."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = FeatureClassifier().to(memory_format=torch.channels_last)
+    model = (copy.deepcopy(start) if start else FeatureClassifier()).to(memory_format=torch.channels_last)
     steps = int(epochs * len(images) / batch)
-    opt = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=5e-2)
+    opt = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=5e-2)
     order = torch.empty(0, dtype=torch.long)
     started = time.time()
     for step in range(steps):
         warm = min(1.0, (step + 1) / (0.1 * steps))
-        opt.param_groups[0]["lr"] = 3e-3 * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        opt.param_groups[0]["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         if len(order) < batch:
             order = torch.randperm(len(images), generator=generator)
         index, order = order[:batch], order[batch:]

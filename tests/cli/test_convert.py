@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +91,18 @@ def test_an_output_that_cannot_be(actvar: Actvar, models: Path, tmp_path: Path) 
     done = actvar("convert", models / "dense.safetensors", "-o", "file/m.safetensors")
     assert done.code == 2
     assert done.err == f"error: cannot write file/m.safetensors: {tmp_path / 'file'} is not a folder\n"
+
+
+@pytest.mark.slow
+def test_the_path_goes_through_a_pipe(models: Path, tmp_path: Path) -> None:
+    actvar = f"{sys.executable} -m actvar_cli"
+    small = "--experts 4 --images 16 --seed 0 -q"
+    command = (
+        f"{actvar} convert {models / 'dense.safetensors'} {small} -o m.safetensors "
+        f"| xargs {actvar} profile --batch 2 --repeats 1 --json"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["budget"] == 0.8

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from actvar_cli.model.config import ModelConfig
     from actvar_cli.recipe.run import Run
 
-CALIBRATION_IMAGES = 1000
-"""Images that are sampled to find the thresholds of all budgets, about."""
+CALIBRATION_IMAGES = 500
+"""Images that are sampled densely that finding the thresholds of all budgets amounts to, about."""
 
 BYTES = 4
 """Of one float32 number, as which everything is computed."""
 
-SHARE_OF_PEAK = 0.3
+SHARE_OF_PEAK = 0.5
 """Speed of a transformer's small products beside that of one large product."""
 
 

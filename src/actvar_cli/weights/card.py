@@ -28,8 +28,7 @@ def model_card(
         rows = "\n".join(f"| {d.budget:g} | {d.cost:.3f} |" for d in config.dials)
         sections.append(f"## Calibrated budgets\n\n| budget | cost when calibrated |\n|---|---|\n{rows}")
     if lineage:
-        items = "\n".join(f"- {key}: {value}" for key, value in lineage.items())
-        sections.append(f"## How it was made\n\n{items}")
+        sections.append(f"## How it was made\n\n{_lineage(lineage)}")
     return "\n\n".join(sections) + "\n"
 
 
@@ -60,3 +59,24 @@ def _usage(config: ModelConfig) -> str:
 
 def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _lineage(lineage: Mapping[str, Any]) -> str:
+    """A list of what is known, and the ``steps`` numbered, each with its settings."""
+    facts = [f"- {key}: {value}" for key, value in lineage.items() if key != "steps"]
+    steps = [f"{number}. {_step(step)}" for number, step in enumerate(lineage.get("steps", ()), start=1)]
+    return "\n".join([*facts, *([""] if facts and steps else []), *steps])
+
+
+def _step(step: Any) -> str:
+    if not isinstance(step, Mapping):
+        return str(step)
+    return f"{step.get('step', '')}: {', '.join(f'{key} {value}' for key, value in _flat(step) if key != 'step')}"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Nested keys joined by points, as in ``stages.experts.steps``."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        found += _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [(before + key, value)]
+    return found
