@@ -73,7 +73,10 @@ class SelfAttention(nn.Module):
         kv = F.linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias)))
         k, v = (self._heads(t) for t in kv.chunk(2, dim=-1))
         keys, values = cache.extend(self.index, self._normalise_k(k), v)
-        q = F.linear(h[keep], weight[:dim], self.q_bias).unflatten(-1, (self.num_heads, self.head_dim))
+        kept = keep.flatten().nonzero().squeeze(1)
+        q = F.linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias).unflatten(
+            -1, (self.num_heads, self.head_dim)
+        )
         if self.l2_norm:
             q = F.normalize(q, dim=-1) * self.scale_mul_1H11[0, :, 0].clamp_max(math.log(100.0)).exp()
         # Rows that keep equally many tokens are attended together: no padding, so nothing is computed in vain.

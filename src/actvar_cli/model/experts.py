@@ -60,15 +60,22 @@ class ExpertFFN(FFN):
         return self.fc2(hidden) + (1 - on) @ self.expert_mean  # type: ignore[no-any-return]
 
     def _skip(self, x: Tensor, on: Tensor) -> Tensor:
+        by_expert = on.T.contiguous()
+        counts = by_expert.sum(1).tolist()
+        if min(counts) == len(x):
+            return super().forward(x)
         out = (self.fc2.bias + self.expert_mean.sum(0)).repeat(len(x), 1)
-        for e in range(self.num_experts):
-            tokens = on[:, e].nonzero().squeeze(1)
-            if len(tokens) == 0:
+        for e, tokens in enumerate(by_expert.nonzero()[:, 1].split(counts)):
+            if counts[e] == 0:
                 continue
             part = slice(e * self.expert_dim, (e + 1) * self.expert_dim)
-            hidden = F.linear(x.index_select(0, tokens), self.fc1.weight[part], self.fc1.bias[part])
-            y = F.linear(F.gelu(hidden, approximate="tanh"), self.fc2.weight[:, part], -self.expert_mean[e])
-            out.index_add_(0, tokens, y)
+            some = x if counts[e] == len(x) else x.index_select(0, tokens)
+            hidden = F.gelu(F.linear(some, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
+            y = F.linear(hidden, self.fc2.weight[:, part], -self.expert_mean[e])
+            if some is x:
+                out.add_(y)
+            else:
+                out.index_add_(0, tokens, y)
         return out
 
     def expert_outputs(self, x: Tensor) -> Tensor:
