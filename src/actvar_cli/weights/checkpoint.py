@@ -41,11 +41,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises InputError, one line, if the file is missing, no checkpoint, damaged, or a pickle that wants code.
     """
     start = _start(path)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        content: Any = _read_pickle(path, mmap=start[:2] == b"PK")
-        metadata: dict[str, str] = {}
-    elif start[8:9] == b"{":
+    content: Any
+    metadata: dict[str, str] = {}
+    # Safetensors first: its header's length comes before the brace, and may begin like a pickle (0x80).
+    if start[8:9] == b"{":
         content, metadata = read_safetensors(path)
+    elif start[:2] == b"PK" or start[:1] == b"\x80":
+        content = _read_pickle(path, mmap=start[:2] == b"PK")
     else:
         raise InputError(f"{path} is not a checkpoint{_looks_like(start)}: expected .safetensors or .pth")
     transformer, tokenizer = _find(content, TRANSFORMER_MARK), _find(content, TOKENIZER_MARK)
