@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from actvar_cli.evaluate.features import FeatureClassifier
 from actvar_cli.model.tokenizer import Tokenizer
 from fashion.data import to_float
-from fashion.tokenizer import discriminator, perceptual
+from fashion.tokenizer import discriminator, perceptual, teach
 
 
 def refine(
@@ -64,12 +64,7 @@ def refine(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         opt.step()
-        with torch.autocast("cpu", torch.bfloat16):
-            real, fake = critic(x).float(), critic(y.detach()).float()
-        critic_loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-        critic_opt.zero_grad(set_to_none=True)
-        critic_loss.backward()
-        critic_opt.step()
+        critic_loss = teach(critic, critic_opt, x, y)
         step += 1
         decay = min(0.995, (step + 1) / (step + 10))
         with torch.no_grad():

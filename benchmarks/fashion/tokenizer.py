@@ -41,6 +41,17 @@ def discriminator() -> nn.Sequential:
     )
 
 
+def teach(critic: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """One step of the discriminator on real ``x`` and decoded ``y``; returns its hinge loss."""
+    with torch.autocast("cpu", torch.bfloat16):
+        real, fake = critic(x).float(), critic(y.detach()).float()
+    loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
 def quantise(model: Tokenizer, f: Tensor, usage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Straight-through quantisation of ``f`` with VAR's loss, and the vectors that were looked up.
 
@@ -130,12 +141,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         if adversarial:
-            with torch.autocast("cpu", torch.bfloat16):
-                real, fake = critic(x).float(), critic(y.detach()).float()
-            critic_loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            critic_opt.zero_grad(set_to_none=True)
-            critic_loss.backward()
-            critic_opt.step()
+            critic_loss = teach(critic, critic_opt, x, y)
         if start is None and (step in (0, 20, 50) or (step % 100 == 0 and progress < 0.7)):
             restarted = restart_dead_codes(model, usage, vectors.detach(), floor=1.0 if step < 100 else 10.0)
             usage.zero_()
