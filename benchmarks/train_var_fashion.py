@@ -77,8 +77,12 @@ def main() -> None:
 
     # The perceptual losses have networks of their own: the one that measures is never trained against. It learns with
     # noise, since one that does not is upset by differences of 1 % of the range, which nobody sees.
-    other = phases.get("perceptual", FeatureClassifier(), lambda: classifier.train(*train, epochs=2, seed=1))
-    third = phases.get("perceptual-long", FeatureClassifier(), lambda: classifier.train(*train, epochs=8, seed=0))
+    nets = [
+        phases.get("perceptual", FeatureClassifier(), lambda: classifier.train(*train, epochs=2, seed=1)),
+        phases.get(
+            "perceptual-robust", FeatureClassifier(), lambda: classifier.train(*train, epochs=2.5, seed=5, noise=0.02)
+        ),
+    ]
     robust = phases.get(
         "classifier-first", FeatureClassifier(), lambda: classifier.train(*train, epochs=6, seed=3, noise=0.03)
     )
@@ -87,25 +91,18 @@ def main() -> None:
         FeatureClassifier(),
         lambda: classifier.train(*train, epochs=3, seed=4, noise=0.015, start=robust, peak=1e-3),
     )
+    factor = assets.scale_features(net, measure.features(net, train[0]), measure.features(net, test[0]))
 
     def reconstruction(model: Tokenizer) -> str:
         return f"Frechet distance of 2,000 reconstructions {measure.reconstruction_distance(model, net, some):.4f}"
 
-    first = phases.get(
-        "tokenizer-first",
-        Tokenizer(tokenizer.CONFIG),
-        lambda: tokenizer.train(
-            train[0], seconds=0.6 * minute * args.tokenizer_minutes, net=other, seed=0, report=reconstruction
-        ),
-    )
     tok = phases.get(
         "tokenizer",
         Tokenizer(tokenizer.CONFIG),
         lambda: tokenizer.train(
-            train[0], seconds=0.4 * minute * args.tokenizer_minutes, net=other, seed=2, report=reconstruction,
-            start=first, peak=6e-4, perceptual_weight=1.0, adversarial=0.02,
+            train[0], seconds=minute * args.tokenizer_minutes, nets=nets, seed=0, report=reconstruction
         ),
-    )  # fmt: skip
+    )
     tokens_path = args.work / "tokens.safetensors"
     if not tokens_path.exists():
         save_file({"tokens": transformer.tokenise(tok, train[0])}, tokens_path)
@@ -132,22 +129,27 @@ def main() -> None:
             tokens,
             train[0],
             seconds=minute * args.decoder_minutes,
-            nets=[other, third],
+            nets=nets,
             seed=0,
             report=reconstruction,
         ),
     )
-    publish(args, phases, net, tok, var, train, test)
+    publish(args, phases, net, factor, tok, var, train, test)
 
 
 def publish(
-    args: argparse.Namespace, phases: Phases, net: FeatureClassifier, tok: Tokenizer, var: VAR, train: Set, test: Set
+    args: argparse.Namespace,
+    phases: Phases,
+    net: FeatureClassifier,
+    factor: float,
+    tok: Tokenizer,
+    var: VAR,
+    train: Set,
+    test: Set,
 ) -> None:
-    """Fix the unit of the distances, round the weights as they are shipped, measure them, and write everything."""
+    """Round the weights as they are shipped, measure them, and write everything; ``factor`` scaled the features."""
     accuracy = classifier.accuracy(net, *test)
-    train_features, test_features = measure.features(net, train[0]), measure.features(net, test[0])
-    factor = assets.scale_features(net, train_features, test_features)
-    moments_of = {"train": moments(factor * train_features), "test": moments(factor * test_features)}
+    moments_of = {"train": moments(measure.features(net, train[0])), "test": moments(measure.features(net, test[0]))}
     stats = {f"{k}.{n}": v for k, pair in moments_of.items() for n, v in zip(("mu", "cov"), pair, strict=True)}
     for module in (tok, var):
         module.half().float()

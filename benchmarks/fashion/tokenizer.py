@@ -26,6 +26,9 @@ CONFIG = TokenizerConfig(
     patch_nums=(1, 2, 3, 4, 6, 8),
 )
 
+ADVERSARIAL_FROM = 0.3
+"""Share of the training after which the discriminator's loss counts: colours and shapes come first."""
+
 
 def discriminator() -> nn.Sequential:
     """A patch discriminator (PatchGAN, arXiv 1611.07004): (B, 1, 32, 32) to (B, 1, 7, 7) logits."""
@@ -100,29 +103,28 @@ def train(
     images: Tensor,
     *,
     seconds: float,
-    net: FeatureClassifier,
+    nets: list[FeatureClassifier],
     seed: int,
     report: Callable[[Tokenizer], str],
-    start: Tokenizer | None = None,
     peak: float = 1e-3,
-    perceptual_weight: float = 0.5,
-    adversarial: float = 0.0,
+    adversarial: float = 0.02,
     batch: int = 64,
 ) -> Tokenizer:
-    """Train for ``seconds`` on (N, 1, 32, 32) uint8, from ``start`` or from scratch; returns the averaged weights.
+    """Train for ``seconds`` on (N, 1, 32, 32) uint8; returns the averaged weights.
 
-    With ``adversarial``, the hinge loss of a patch discriminator joins (arXiv 2012.09841). ``report`` describes the
-    averaged model half-way and at the end.
+    Loss: L1, L2, quantisation, perceptual distance in each of ``nets`` and, after `ADVERSARIAL_FROM` of the time, the
+    hinge loss of a patch discriminator (arXiv 2012.09841). ``report`` describes the averaged model on the way.
     """
     torch.manual_seed(seed)
-    model = copy.deepcopy(start).train() if start else Tokenizer(CONFIG)
+    model = Tokenizer(CONFIG)
     critic = discriminator()
     critic_opt = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.95))
     average = copy.deepcopy(model).eval()
-    net.eval().requires_grad_(False)
+    for net in nets:
+        net.eval().requires_grad_(False)
     opt = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=1e-4)
     usage = torch.zeros(CONFIG.vocab_size)
-    started, step, reported, restarted = time.time(), 0, False, 0
+    started, step, restarted = time.time(), 0, 0
     while (spent := time.time() - started) < seconds:
         progress = spent / seconds
         cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
@@ -133,16 +135,16 @@ def train(
         f, vq, vectors = quantise(model, f.float(), usage)
         with torch.autocast("cpu", torch.bfloat16):
             y = model.decoder(model.post_quant_conv(f)).float()
-            lp = perceptual(net, y, x)
-            fooled = -critic(y).float().mean() if adversarial and progress > 0.05 else 0.0
-        loss = F.l1_loss(y, x) + F.mse_loss(y, x) + vq + perceptual_weight * lp + adversarial * fooled
+            lp = torch.stack([perceptual(net, y, x) for net in nets]).mean()
+            fooled = -critic(y).float().mean() if progress > ADVERSARIAL_FROM else 0.0
+        loss = F.l1_loss(y, x) + F.mse_loss(y, x) + vq + lp + adversarial * fooled
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        if adversarial:
-            critic_loss = teach(critic, critic_opt, x, y)
-        if start is None and (step in (0, 20, 50) or (step % 100 == 0 and progress < 0.7)):
+        if progress > ADVERSARIAL_FROM - 0.05:  # a little earlier than it counts
+            teach(critic, critic_opt, x, y)
+        if step in (0, 20, 50) or (step % 100 == 0 and progress < 0.6):
             restarted = restart_dead_codes(model, usage, vectors.detach(), floor=1.0 if step < 100 else 10.0)
             usage.zero_()
             average.quantize.embedding.load_state_dict(model.quantize.embedding.state_dict())
@@ -154,11 +156,10 @@ def train(
         if step % 100 == 0:
             print(
                 f"tokenizer {step} l1 {F.l1_loss(y, x).item():.4f} vq {vq.item():.4f} lp {lp.item():.4f} "
-                f"restarted {restarted} {f'critic {critic_loss.item():.3f} ' if adversarial else ''}{spent:.0f}s",
+                f"restarted {restarted} {spent:.0f}s",
                 flush=True,
             )
-        if progress > 0.4 and not reported:
-            reported = True
+        if step % 1000 == 0:
             print(f"tokenizer {step} averaged: {report(average)}", flush=True)
     print(f"tokenizer {step} final: {report(average)}", flush=True)
     return average

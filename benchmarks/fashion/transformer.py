@@ -26,7 +26,8 @@ CONFIG = ModelConfig(
     transformer=TransformerConfig(depth=10, embed_dim=192, num_heads=3, num_classes=10),
     tokenizer_reference=TokenizerReference(name="var-fashion", sha256=""),
 )
-CLASS_DROPOUT = 0.1
+CLASS_DROPOUT = 0.2
+"""Twice the published share: in few steps, a network that hardly learned without a class makes guidance too strong."""
 
 
 def initialise(model: VAR) -> None:
@@ -55,6 +56,19 @@ def tokenise(model: Tokenizer, images: Tensor) -> Tensor:
     return torch.cat([torch.cat(model.encode(to_float(x)), 1) for x in images.split(50)]).to(torch.int16)
 
 
+def optimizers(model: VAR, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon (torch.optim.Muon, scaled to AdamW's step size) for the blocks' products, AdamW for all else."""
+    blocks, matrices, rest = [], [], []
+    for name, p in model.named_parameters():
+        product = name.startswith("blocks.") and "ada_lin" not in name
+        (rest if p.ndim != 2 else blocks if product else matrices).append(p)
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    return [
+        torch.optim.Muon(blocks, lr=peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=0.6 * peak, betas=(0.9, 0.95)),
+    ]
+
+
 def train(
     tok: Tokenizer,
     tokens: Tensor,
@@ -65,7 +79,7 @@ def train(
     checkpoint: Path,
     report: Callable[[VAR], str],
     batch: int = 32,
-    peak: float = 1.2e-3,
+    peak: float = 2e-3,
 ) -> VAR:
     """Train for ``seconds`` of wall-clock on tokens (N, L); returns the moving average of the weights.
 
@@ -75,11 +89,8 @@ def train(
     model = VAR(CONFIG)
     initialise(model)
     average = copy.deepcopy(model).eval()
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if p.ndim != 2]
-    opt = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.95)
-    )
+    opts = optimizers(model, peak)
+    peaks = [[float(group["lr"]) for group in opt.param_groups] for opt in opts]
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     spent, step, reported, running = 0.0, 0, False, 0.0
@@ -87,16 +98,18 @@ def train(
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        opt.load_state_dict(state["optimizer"])
+        for opt, kept in zip(opts, state["optimizers"], strict=True):
+            opt.load_state_dict(kept)
         spent, step, reported = state["spent"], state["step"], state["spent"] > 0.4 * seconds
     # Fuses the elementwise operations: about 1.5 times faster, where there is a C++ compiler.
     forward = torch.compile(model) if shutil.which("c++") else model
     started = time.time() - spent
     while (spent := time.time() - started) < seconds:
         progress = spent / seconds
-        lr = peak * min(1.0, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in opt.param_groups:
-            group["lr"] = lr
+        factor = min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for opt, rates in zip(opts, peaks, strict=True):
+            for group, rate in zip(opt.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
         if len(order) < batch:
             order = torch.randperm(len(tokens), generator=generator)
         index, order = order[:batch], order[batch:]
@@ -107,21 +120,22 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             logits = forward(y, var_input)
         loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten())
-        opt.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        opt.step()
+        for opt in opts:
+            opt.step()
         step += 1
         decay = min(0.9995, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running = loss.item() if running == 0 else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 0:
-            print(f"transformer {step} loss {running:.4f} lr {lr:.2e} {spent:.0f}s", flush=True)
+            print(f"transformer {step} loss {running:.4f} lr {factor * peak:.2e} {spent:.0f}s", flush=True)
         if step % 250 == 0:
             save_file(average.state_dict(), checkpoint.with_suffix(".safetensors"))
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": opt.state_dict()}
-            torch.save({**state, "spent": spent, "step": step}, checkpoint)
+            state = {"model": model.state_dict(), "average": average.state_dict(), "spent": spent, "step": step}
+            torch.save({**state, "optimizers": [opt.state_dict() for opt in opts]}, checkpoint)
         if progress > 0.4 and not reported:
             reported = True
             print(f"transformer {step} averaged: {report(average)}", flush=True)

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import pytest
 
 from actvar_cli.cli.app import main
-from tests.recipe import tiny_files
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,3 @@ def actvar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         return Done(code, captured.out, captured.err)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with dense.safetensors and compressed.safetensors."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny_files.save_dense(folder)
-    tiny_files.save_compressed(folder)
-    return folder

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actvar_cli.convert.calibration import draw_samples, measured_cost, paired_rows
+from actvar_cli.convert.calibration import draw_samples, measured_cost
 from actvar_cli.convert.convert import Converted, convert
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.errors import InputError
 from actvar_cli.model.router import Router
+from actvar_cli.model.sampling import paired_rows
 from actvar_cli.progress import Progress
 from tests.tiny import tiny_model
 

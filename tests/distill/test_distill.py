@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from actvar_cli.convert.calibration import draw_samples, measured_cost, paired_rows
+from actvar_cli.convert.calibration import draw_samples, measured_cost
 from actvar_cli.convert.convert import convert
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill import distill as module
@@ -17,7 +17,7 @@ from actvar_cli.distill.distill import Distilled, distill
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
 from actvar_cli.errors import InputError
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress, Task
 from tests.tiny import tiny_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from actvar_cli.distill.losses import cost_excess, guide, hidden_error, kl_divergence
+from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence
 from actvar_cli.model.router import straight_through
 
 
@@ -12,13 +12,6 @@ def test_kl_is_zero_only_for_equal_distributions() -> None:
     logits = torch.randn(2, 3, 5)
     assert float(kl_divergence(logits, logits + 2.0)) < 1e-6
     assert float(kl_divergence(logits, -logits)) > 0.1
-
-
-def test_guidance_is_as_in_sampling() -> None:
-    conditional, free = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
-    got = guide(torch.cat((conditional, free)), torch.tensor([0.0, 1.5]))
-    torch.testing.assert_close(got[0, 0], conditional[0, 0])
-    torch.testing.assert_close(got[0, 1], 2.5 * conditional[0, 1] - 1.5 * free[0, 1])
 
 
 def test_hidden_error_is_relative() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from actvar_cli.evaluate.distance import frechet_distance, moments
 
@@ -29,3 +31,16 @@ def test_singular_covariances_are_fine() -> None:
     few = moments(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)))
     many = moments(torch.randn(300, 16, generator=torch.Generator().manual_seed(1)))
     assert 0 < frechet_distance(*few, *many) == pytest.approx(frechet_distance(*many, *few))
+
+
+def test_agrees_with_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(200, 3, 4, 4, generator=generator) for _ in range(2))
+    fake = 0.7 * fake + 0.1
+    peer = FrechetInceptionDistance(nn.Sequential(nn.Flatten(), nn.Linear(48, 8)), input_img_size=(3, 4, 4))
+    peer.set_dtype(torch.float64)
+    peer.update(real, real=True)
+    peer.update(fake, real=False)
+    with torch.no_grad():
+        ours = frechet_distance(*moments(peer.inception(real)), *moments(peer.inception(fake)))
+    assert ours == pytest.approx(float(peer.compute()), rel=1e-4)

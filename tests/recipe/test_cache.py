@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from actvar_cli.errors import InputError
+from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.recipe.cache import RunFolder, key_of
 
 
 def finished(path: Path) -> RunFolder:
     folder = RunFolder(path / "run")
-    folder.begin("version: 1\n")
+    folder.begin()
     (folder.clear("convert") / "model.safetensors").write_text("weights")
     folder.finish("convert", key="k", verb="convert", seconds=1.5, inputs={"model": "d"}, result={"a": 1})
     return folder
@@ -25,7 +25,6 @@ def test_an_outcome_is_found_again(tmp_path: Path) -> None:
     assert outcome is not None
     assert (outcome.key, outcome.result, outcome.seconds) == ("k", {"a": 1}, 1.5)
     assert list(outcome.outputs) == ["model.safetensors"]
-    assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
 
 
 def test_an_outcome_is_forgotten_when_a_file_of_it_changed(tmp_path: Path) -> None:
@@ -98,3 +97,12 @@ def test_the_key_changes_with_what_matters_and_with_nothing_else() -> None:
         key_of("distill", settings, {"model": "d"}, "cpu"),
     ]
     assert len({key, *others}) == 6
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    with folder.alone(), pytest.raises(ActvarError, match="another run is at work in .*run: wait"):
+        with RunFolder(folder.path).alone():
+            pass
+    with RunFolder(folder.path).alone():
+        pass

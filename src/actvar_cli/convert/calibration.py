@@ -11,7 +11,7 @@ from torch import Tensor
 from actvar_cli.model.block import Record, TeacherForced
 from actvar_cli.model.config import Dial
 from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.sampling import ActVAR, balanced_labels
+from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
 from actvar_cli.progress import Progress
 
 
@@ -36,13 +36,6 @@ def draw_samples(teacher: ActVAR, count: int, *, seed: int, progress: Progress, 
             tokens.append(teacher.sample(part, seed=seed + i).tokens)
             task.advance(len(part))
     return TeacherSamples(labels.to(teacher.device), torch.cat(tokens))
-
-
-def paired_rows(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels (2B,) and teacher-forcing input (2B, L - first, z) of the two rows that CFG computes for each image."""
-    no_class = torch.full_like(labels, model.config.transformer.num_classes)
-    var_input = model.tokenizer.quantize.teacher_forcing_input(model.tokenizer.split(tokens.long()))
-    return torch.cat((labels, no_class)), var_input.repeat(2, 1, 1)
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from actvar_cli.convert.calibration import (
     TeacherSamples,
     calibrate_dials,
     draw_samples,
-    paired_rows,
     record_blocks,
 )
 from actvar_cli.convert.grouping import group_neurons
@@ -21,7 +20,7 @@ from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.block import Block, Record
 from actvar_cli.model.config import ExpertsConfig
 from actvar_cli.model.experts import ExpertFFN
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 

@@ -17,15 +17,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, draw_samples, paired_rows
+from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, draw_samples
 from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
-from actvar_cli.distill.losses import cost_excess, guide, hidden_error, kl_divergence
+from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, fit_token_gates
 from actvar_cli.errors import ActvarError, InputError
-from actvar_cli.model.sampling import ActVAR, SamplingSettings
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, guidance_by_position, guide, paired_rows
 from actvar_cli.progress import Progress
 
 CHECKPOINT_EVERY = 20
@@ -102,12 +102,6 @@ def training(model: ActVAR) -> Iterator[dict[str, nn.Parameter]]:
         model.requires_grad_(False)
 
 
-def guidance_of(model: ActVAR) -> Tensor:
-    """The strength of guidance (L,) at each position under the default sampling settings."""
-    scales = model.transformer.lvl_1L[0].float()
-    return SamplingSettings().cfg * scales / scales.max()
-
-
 @torch.no_grad()
 def router_scores(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> Tensor:
     """The routers' scores (depth, 2 * images, L, E) in a teacher-forced pass at ``threshold``."""
@@ -144,7 +138,8 @@ def run_stage(
     precision = settings.precision
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16()) else "no"
     accelerator = Accelerator(mixed_precision=mixed, cpu=student.device.type == "cpu")
-    cost_model, guidance = CostModel(student.config, student.device), guidance_of(student)
+    cost_model = CostModel(student.config, student.device)
+    guidance = guidance_by_position(student.config, SamplingSettings().cfg).to(student.device)
     generator = torch.Generator().manual_seed(seed)
     with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
         routers = [p for n, p in parameters.items() if ".router." in n]

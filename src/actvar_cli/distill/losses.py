@@ -7,13 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def guide(logits: Tensor, guidance: Tensor) -> Tensor:
-    """Classifier-free guidance: both rows (2B, L, V) to (B, L, V), with ``guidance`` (L,) per position."""
-    conditional, free = logits.chunk(2)
-    t = guidance[:, None]
-    return (1 + t) * conditional - t * free
-
-
 def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean over positions of KL(teacher || student), in nats, of logits (B, L, V)."""
     target = F.log_softmax(teacher.float(), dim=-1).flatten(0, 1)

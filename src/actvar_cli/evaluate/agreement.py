@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.sampling import ActVAR, guidance_by_position, guide, paired_rows
 
 _LOGITS_AT_ONCE = 2**25
 """Logits of one model that are in memory together: 128 MiB of float32."""
@@ -29,18 +29,10 @@ class AgreementSums:
 
 @torch.no_grad()
 def guided_logits(model: ActVAR, labels: Tensor, tokens: Tensor, cfg: float) -> Tensor:
-    """The logits (B, L, V) that ``model`` draws from when all earlier scales are ``tokens`` (B, L).
-
-    Guidance is the sampler's: at scale s of S, ``(1 + t) conditional - t unconditional`` with ``t = cfg s / (S - 1)``.
-    """
-    config = model.config
-    var_input = model.tokenizer.quantize.teacher_forcing_input(model.tokenizer.split(tokens))
-    no_class = torch.full_like(labels, config.transformer.num_classes)
-    context = model.transformer.teacher_forced(threshold=model.threshold)
-    both = model.transformer(torch.cat((labels, no_class)), var_input.repeat(2, 1, 1), context)
-    conditional, unconditional = both.chunk(2)
-    guidance = cfg * model.transformer.lvl_1L[0, :, None] / (len(config.tokenizer.patch_nums) - 1)
-    return (1 + guidance) * conditional - guidance * unconditional  # type: ignore[no-any-return]
+    """The logits (B, L, V) that ``model`` draws from when all earlier scales are ``tokens`` (B, L)."""
+    rows, var_input = paired_rows(model, labels, tokens)
+    logits = model.transformer(rows, var_input, model.transformer.teacher_forced(threshold=model.threshold))
+    return guide(logits, guidance_by_position(model.config, cfg).to(logits.device))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from actvar_cli.errors import InputError
 from actvar_cli.evaluate.agreement import AgreementSums, add_agreement
@@ -131,10 +132,10 @@ class _Run:
         distance = accuracy = by_class = None
         if reference:
             distance = max(0.0, frechet_distance(*moments(torch.cat(self.features)), *reference.test))
-            right = (torch.cat(self.predictions) == labels).double()
-            accuracy = float(right.mean())
-            present = labels.unique().tolist()
-            by_class = {CLASS_NAMES[c]: float(right[labels == c].mean()) for c in present}
+            predictions, classes = torch.cat(self.predictions), len(CLASS_NAMES)
+            accuracy = float(multiclass_accuracy(predictions, labels, classes, average="micro"))
+            each = multiclass_accuracy(predictions, labels, classes, average="none")
+            by_class = {CLASS_NAMES[c]: float(each[c]) for c in labels.unique().tolist()}
         return Quality(
             name=self.model.config.name,
             threshold=self.model.threshold,
@@ -181,7 +182,7 @@ def evaluate(
     left, right = _Run(teacher, WorkCounter(teacher.config)), _Run(model, WorkCounter(model.config))
     sums = AgreementSums.empty(len(teacher.config.tokenizer.patch_nums))
     equal, difference, compared = 0.0, 0.0, 0
-    with progress.task("Evaluating", count) as task:
+    with progress.task("evaluating", count) as task:
         for number, y in enumerate(labels.split(batch)):
             runs = [left, right] if number % 2 == 0 else [right, left]
             made = {id(r): r.sample(y, batch_seed(seed, number), settings, reference) for r in runs}

@@ -41,6 +41,35 @@ def balanced_labels(count: int, num_classes: int) -> Tensor:
     return index % num_classes if count >= num_classes else index * num_classes // count
 
 
+def guidance_at(scale: int, scales: int, cfg: float) -> float:
+    """The strength of guidance at one of ``scales`` scales: rises linearly from 0 to ``cfg``, as published."""
+    return cfg * scale / max(1, scales - 1)
+
+
+def guide(logits: Tensor, guidance: float | Tensor) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): ``(1 + t) conditional - t unconditional``.
+
+    ``logits`` (2B, l, V) hold the rows with their class, then those without; ``guidance`` t is one number, or (l, 1)
+    for one per position. Returns (B, l, V).
+    """
+    conditional, unconditional = logits.chunk(2)
+    return (1 + guidance) * conditional - guidance * unconditional
+
+
+def guidance_by_position(config: ModelConfig, cfg: float) -> Tensor:
+    """`guidance_at` for every position of the sequence, (L, 1): what `guide` takes for a whole sequence."""
+    patch_nums = config.tokenizer.patch_nums
+    strengths = [guidance_at(scale, len(patch_nums), cfg) for scale in range(len(patch_nums))]
+    return torch.tensor(strengths).repeat_interleave(torch.tensor([pn * pn for pn in patch_nums])).unsqueeze(1)
+
+
+def paired_rows(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (2B,) and teacher-forcing input (2B, L - first, z) of the two rows that CFG computes for each image."""
+    no_class = torch.full_like(labels, model.config.transformer.num_classes)
+    var_input = model.tokenizer.quantize.teacher_forcing_input(model.tokenizer.split(tokens.long()))
+    return torch.cat((labels, no_class)), var_input.repeat(2, 1, 1)
+
+
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Set to minus infinity what is not among the ``top_k`` largest, then what lies outside the mass ``top_p``."""
     if top_k > 0:
@@ -159,10 +188,8 @@ def sample(
         logits = var.scale_logits(x, cond, ada, cache, scale, threshold=model.threshold, counter=counter)
         if counter:
             counter.frame(scale, 2 * batch, 2 * batch * pn * pn, batch * pn * pn if scale else 0)
-        guidance = settings.cfg * scale / last
-        logits = filter_logits(
-            (1 + guidance) * logits[:batch] - guidance * logits[batch:], settings.top_k, settings.top_p
-        )
+        logits = guide(logits, guidance_at(scale, len(patch_nums), settings.cfg))
+        logits = filter_logits(logits, settings.top_k, settings.top_p)
         index = draw(logits, generator)
         tokens.append(index)
         if settings.more_smooth:

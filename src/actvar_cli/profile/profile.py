@@ -141,7 +141,7 @@ def profile(
     threshold = _threshold(model, budget)
     thresholds = {"dense": None, "compressed": threshold} if threshold is not None else {"dense": None}
     work: dict[str, Work] = {}
-    with progress.task("Counting FLOPs", len(thresholds)) as task:
+    with progress.task("counting FLOPs", len(thresholds)) as task:
         for name, cut in thresholds.items():
             with _set(model, cut):
                 work[name] = count_work(model, labels, seed)

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from actvar_cli import __version__
@@ -91,13 +93,23 @@ class RunFolder:
         if any(self.path.iterdir()) and not (self.path / STEPS).is_dir():
             raise InputError(f"{self.path} exists and is not the folder of a run: choose another one with -o")
 
-    def begin(self, recipe: str) -> None:
-        """Make the folder and put the recipe there as the user wrote it."""
+    def begin(self) -> None:
+        """Make the folder."""
         try:
             (self.path / STEPS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
-        self.write(RECIPE, recipe)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder, so that no second run works in it; raises ActvarError where another one does already."""
+        try:
+            with FileLock(self.path / STEPS / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise ActvarError(
+                f"another run is at work in {self.path}: wait for it, or choose another folder with -o"
+            ) from None
 
     def write(self, name: str, text: str) -> None:
         """Write a text at the top of the folder, whole or not at all."""
