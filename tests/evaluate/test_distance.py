@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from actvar_cli.evaluate.distance import frechet_distance, moments
@@ -33,14 +33,26 @@ def test_singular_covariances_are_fine() -> None:
     assert 0 < frechet_distance(*few, *many) == pytest.approx(frechet_distance(*many, *few))
 
 
+class Projection(nn.Module):
+    """Eight features of (N, 3, 4, 4) bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1).float() / 255)  # type: ignore[no-any-return]
+
+
 def test_agrees_with_torchmetrics() -> None:
     generator = torch.Generator().manual_seed(0)
-    real, fake = (torch.randn(200, 3, 4, 4, generator=generator) for _ in range(2))
-    fake = 0.7 * fake + 0.1
-    peer = FrechetInceptionDistance(nn.Sequential(nn.Flatten(), nn.Linear(48, 8)), input_img_size=(3, 4, 4))
+    real = torch.randint(0, 256, (200, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    fake = torch.randint(50, 180, (200, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    projection = Projection()
+    peer = FrechetInceptionDistance(projection, input_img_size=(3, 4, 4))
     peer.set_dtype(torch.float64)
     peer.update(real, real=True)
     peer.update(fake, real=False)
     with torch.no_grad():
-        ours = frechet_distance(*moments(peer.inception(real)), *moments(peer.inception(fake)))
+        ours = frechet_distance(*moments(projection(real)), *moments(projection(fake)))
     assert ours == pytest.approx(float(peer.compute()), rel=1e-4)

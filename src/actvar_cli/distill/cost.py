@@ -57,9 +57,10 @@ class CostModel:
         total = self.computed.new_zeros(())
         for made in decisions:
             assert made.on is not None
-            keep = made.keep if made.keep is not None else made.on.new_ones(made.on.shape[:2])
-            keep = keep.float()
-            ffn = keep * (made.on.float().sum(-1) * self.pair + self.router)
-            work = ffn + keep * self.computed + (1 - keep) * self.skipped + self.gated
+            ffn = made.on.float().sum(-1) * self.pair + self.router
+            work = ffn + self.computed
+            if made.keep is not None:
+                keep = made.keep.float()
+                work = keep * work + (1 - keep) * self.skipped + self.gated
             total = total + work.sum(1).mean()
         return (2 * total + self.fixed) / self.dense

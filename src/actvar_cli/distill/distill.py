@@ -23,7 +23,7 @@ from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_chec
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.token_stage import add_token_gates, fit_token_gates
+from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, guidance_by_position, guide, paired_rows
 from actvar_cli.progress import Progress
@@ -189,6 +189,7 @@ def run_stage(
             if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps):
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
                 state |= {"threshold": threshold, "seed": seed, "settings": settings.model_dump(mode="json")}
+                state["gated_blocks"] = student.config.token_gate and student.config.token_gate.blocks
                 save_checkpoint(checkpoint, student.transformer, optimizer, names, state)
 
 
@@ -227,7 +228,7 @@ def distill(
 
     if state and state["stage"] == "tokens":
         threshold = state["threshold"]
-        student = add_token_gates(student, stages.tokens)
+        student = add_token_gates(student, stages.tokens, state["gated_blocks"])
     else:
         threshold = threshold_for(student, samples, first)
         stage("experts", stages.experts.steps, first)
@@ -243,6 +244,7 @@ def distill(
                 generator=generator,
                 progress=progress,
             )
+            student = drop_idle_gates(student, samples, threshold_for(student, samples, settings.budget))
             threshold = threshold_for(student, samples, settings.budget)
     if stages.tokens.steps:
         stage("tokens", stages.tokens.steps, settings.budget)

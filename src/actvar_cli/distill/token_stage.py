@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -11,20 +12,30 @@ from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, re
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
 
-def add_token_gates(student: ActVAR, stage: TokensStage) -> ActVAR:
-    """A copy of ``student`` with untrained token gates and reconstructions in every block."""
+IDLE = 0.85
+"""A gate that keeps more than this share of the tokens is not worth asking: around it, attention goes unevenly long."""
+
+
+def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None = None) -> ActVAR:
+    """A copy of ``student`` with untrained token gates and reconstructions in ``blocks`` (``None``: in all)."""
     last = len(student.config.tokenizer.patch_nums)
     dim = student.config.transformer.embed_dim
     gate = TokenGateConfig(
         scales=tuple(range(max(1, last - stage.scales), last)),
         gate_dim=max(8, dim // 16),
         rank=min(stage.rank, dim),
+        blocks=None if blocks is None else tuple(blocks),
     )
+    return _with_gates(student, gate)
+
+
+def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
+    """A copy of ``student`` with the gates of ``gate``: those it has keep their weights, others are untrained."""
     config = student.config.model_copy(update={"token_gate": gate})
     transformer = VAR(config).to(student.device)
     transformer.load_state_dict(student.transformer.state_dict(), strict=False)
@@ -86,3 +97,17 @@ def fit_token_gates(
             fit_perceptron(block.token_gate, record.h, error - per_expert, generator)
             task.advance(note=f"explains {explained[-1]:.2f}")
     return tuple(explained)
+
+
+@torch.no_grad()
+def drop_idle_gates(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 16) -> ActVAR:
+    """A copy of ``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see."""
+    gate = student.config.token_gate
+    assert gate is not None
+    rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
+    context = student.transformer.teacher_forced(threshold)
+    student.transformer(rows, var_input, context)
+    gated = student.transformer.gated_positions()
+    shares = [1.0 if made.keep is None else float(made.keep[:, gated].mean()) for made in context.decisions]
+    useful = tuple(block for block, share in enumerate(shares) if share <= IDLE)
+    return _with_gates(student, gate.model_copy(update={"blocks": useful}))

@@ -12,6 +12,19 @@ from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
 
 
+SHORT = 256
+"""Sequences up to this length are attended with plain products where gradients are needed on a CPU."""
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Scaled dot-product attention with an additive ``bias``, of (R, H, l, d) each."""
+    if bias is not None and q.requires_grad and q.device.type == "cpu" and q.shape[-2] <= SHORT:
+        # The backward pass of torch's fused CPU kernel takes several times as long as these products.
+        scores = (q * scale) @ k.transpose(-1, -2)
+        return (scores + bias.to(scores.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype) @ v  # type: ignore[no-any-return]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention over a sequence, or over the cache of one image's scales."""
 
@@ -63,7 +76,7 @@ class SelfAttention(nn.Module):
             q, k, v = self._qkv(h)
             if cache is not None:
                 k, v = cache.extend(self.index, k, v)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+            out = _attend(q, k, v, bias, self.scale)
             return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
         return self._kept(h, cache, keep)
 

@@ -90,8 +90,8 @@ class Block(nn.Module):
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, arch.embed_dim) / arch.embed_dim**0.5)
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
-        self.gated_scales = config.token_gate.scales if config.token_gate else ()
-        if config.token_gate:
+        self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
+        if config.token_gate and self.gated_scales:
             self.token_gate = TokenGate(arch.embed_dim, config.token_gate.gate_dim)
             self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate.rank)
 

@@ -107,11 +107,19 @@ class ExpertsConfig(Frozen):
 
 
 class TokenGateConfig(Frozen):
-    """Which scales have a token gate, the width of the gate and the rank of the reconstruction."""
+    """Which scales and ``blocks`` have a token gate, the width of the gate and the rank of the reconstruction.
+
+    ``blocks=None`` is all of them.
+    """
 
     scales: tuple[Annotated[int, Field(ge=0)], ...]
     gate_dim: PositiveInt
     rank: PositiveInt
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+    def scales_of(self, block: int) -> tuple[int, ...]:
+        """The scales on which ``block`` has a gate."""
+        return self.scales if self.blocks is None or block in self.blocks else ()
 
 
 class TokenizerReference(Frozen):
@@ -150,6 +158,8 @@ class ModelConfig(Frozen):
             )
         if self.token_gate and max(self.token_gate.scales, default=0) >= len(self.tokenizer.patch_nums):
             raise ValueError(f"token gate names scale {max(self.token_gate.scales)}, the model has fewer")
+        if self.token_gate and max(self.token_gate.blocks or (), default=0) >= self.transformer.depth:
+            raise ValueError(f"token gate names block {max(self.token_gate.blocks or ())}, the model has fewer")
         return self
 
     @property
