@@ -16,7 +16,6 @@ from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
-
 IDLE = 0.85
 """A gate that keeps more than this share of the tokens is not worth asking: around it, attention goes unevenly long."""
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
 
-
 SHORT = 256
 """Sequences up to this length are attended with plain products where gradients are needed on a CPU."""
 
