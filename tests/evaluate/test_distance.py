@@ -41,7 +41,7 @@ class Projection(nn.Module):
         self.linear = nn.Linear(48, 8)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.flatten(1).float() / 255)  # type: ignore[no-any-return]
+        return self.linear(images.flatten(1).to(self.linear.weight.dtype) / 255)  # type: ignore[no-any-return]
 
 
 def test_agrees_with_torchmetrics() -> None:

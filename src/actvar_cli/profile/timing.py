@@ -26,7 +26,7 @@ def in_turn(
     repeats: int,
     device: torch.device,
     progress: Progress,
-    label: str = "Measuring time",
+    label: str = "measuring time",
 ) -> dict[str, Measured]:
     """Call every way once to warm up, then once per repeat with the repeat's number.
 
