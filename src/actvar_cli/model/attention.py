@@ -20,7 +20,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) 
     if bias is not None and q.requires_grad and q.device.type == "cpu" and q.shape[-2] <= SHORT:
         # The backward pass of torch's fused CPU kernel takes several times as long as these products.
         scores = (q * scale) @ k.transpose(-1, -2)
-        return (scores + bias.to(scores.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype) @ v  # type: ignore[no-any-return]
+        return (scores + bias.to(scores.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
