@@ -64,9 +64,9 @@ def main() -> None:
     """Run the phases that are not in the work folder yet, then measure and write the assets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and logs")
-    parser.add_argument("--tokenizer-minutes", type=float, default=25)
-    parser.add_argument("--transformer-minutes", type=float, default=75)
-    parser.add_argument("--decoder-minutes", type=float, default=10)
+    parser.add_argument("--tokenizer-minutes", type=float, default=28)
+    parser.add_argument("--transformer-minutes", type=float, default=43)
+    parser.add_argument("--decoder-minutes", type=float, default=9)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--assets", type=Path, default=ROOT / "src/actvar_cli/assets")
     args = parser.parse_args()
