@@ -91,7 +91,9 @@ def main() -> None:
         FeatureClassifier(),
         lambda: classifier.train(*train, epochs=3, seed=4, noise=0.015, start=robust, peak=1e-3),
     )
-    factor = assets.scale_features(net, measure.features(net, train[0]), measure.features(net, test[0]))
+    features = {"train": measure.features(net, train[0]), "test": measure.features(net, test[0])}
+    factor = assets.scale_features(net, features["train"], features["test"])
+    real = {name: moments(factor * f) for name, f in features.items()}
 
     def reconstruction(model: Tokenizer) -> str:
         return f"Frechet distance of 2,000 reconstructions {measure.reconstruction_distance(model, net, some):.4f}"
@@ -107,10 +109,9 @@ def main() -> None:
     if not tokens_path.exists():
         save_file({"tokens": transformer.tokenise(tok, train[0])}, tokens_path)
     tokens = load_file(tokens_path)["tokens"]
-    real = moments(measure.features(net, test[0]))
 
     def samples(model: VAR) -> str:
-        found = measure.sample_quality(ActVAR(transformer.CONFIG, model, tok), net, real, count=1000, seed=0)
+        found = measure.sample_quality(ActVAR(transformer.CONFIG, model, tok), net, real["test"], count=1000, seed=0)
         return f"1,000 samples: Frechet distance {found['distance']:.4f}, class accuracy {found['accuracy']:.4f}"
 
     var = phases.get(
@@ -134,7 +135,7 @@ def main() -> None:
             report=reconstruction,
         ),
     )
-    publish(args, phases, net, factor, tok, var, train, test)
+    publish(args, phases, net, factor, real, tok, var, test)
 
 
 def publish(
@@ -142,23 +143,25 @@ def publish(
     phases: Phases,
     net: FeatureClassifier,
     factor: float,
+    real: dict[str, measure.Moments],
     tok: Tokenizer,
     var: VAR,
-    train: Set,
     test: Set,
 ) -> None:
-    """Round the weights as they are shipped, measure them, and write everything; ``factor`` scaled the features."""
+    """Round the weights as they are shipped, measure them, and write everything.
+
+    ``factor`` is what the features were scaled by, ``real`` their moments over the sets "train" and "test".
+    """
     accuracy = classifier.accuracy(net, *test)
-    moments_of = {"train": moments(measure.features(net, train[0])), "test": moments(measure.features(net, test[0]))}
-    stats = {f"{k}.{n}": v for k, pair in moments_of.items() for n, v in zip(("mu", "cov"), pair, strict=True)}
+    stats = {f"{k}.{n}": v for k, pair in real.items() for n, v in zip(("mu", "cov"), pair, strict=True)}
     for module in (tok, var):
         module.half().float()
     model = ActVAR(transformer.CONFIG, var, tok).eval()
     result = {
         "classifier": {"test_accuracy": accuracy, "feature_scale": factor},
-        "floor": frechet_distance(*moments_of["train"], *moments_of["test"]),
+        "floor": frechet_distance(*real["train"], *real["test"]),
         "reconstruction_distance": measure.reconstruction_distance(tok, net, test[0]),
-        "samples": measure.sample_quality(model, net, moments_of["test"], count=args.samples, seed=0),
+        "samples": measure.sample_quality(model, net, real["test"], count=args.samples, seed=0),
         "seconds": phases.seconds(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

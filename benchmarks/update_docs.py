@@ -106,7 +106,8 @@ def quality() -> str:
         ("KL to the dense model, nats per token", "", cell(s["kl"], 4)),
         ("speed-up of sampling, measured", "1.00", f"{s['speedup']:.2f}"),
     ]
-    note = f"{runs[0]['images']:,} samples from each model under each of {len(runs)} seeds."
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    note = f"{runs[0]['images']:,} samples from each model under each seed ({seeds})."
     return markdown(("", "dense", "compressed"), rows) + "\n\n" + note
 
 

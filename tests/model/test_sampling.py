@@ -16,10 +16,10 @@ def test_guidance_moves_away_from_what_no_class_would_give() -> None:
 
 
 def test_guidance_rises_from_nothing_to_its_full_strength() -> None:
-    config = tiny_model().config
-    patch_nums = config.tokenizer.patch_nums
-    strengths = guidance_by_position(config, 1.5)
-    assert strengths.shape == (config.tokenizer.num_tokens, 1)
+    model = tiny_model()
+    patch_nums = model.config.tokenizer.patch_nums
+    strengths = guidance_by_position(model, 1.5)
+    assert strengths.shape == (model.config.tokenizer.num_tokens, 1)
     assert float(strengths[0]) == 0
     assert float(strengths[-1]) == 1.5
     end = 0

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.recipe.cache import RunFolder, key_of
@@ -13,9 +14,9 @@ from actvar_cli.recipe.cache import RunFolder, key_of
 
 def finished(path: Path) -> RunFolder:
     folder = RunFolder(path / "run")
-    folder.begin()
-    (folder.clear("convert") / "model.safetensors").write_text("weights")
-    folder.finish("convert", key="k", verb="convert", seconds=1.5, inputs={"model": "d"}, result={"a": 1})
+    with folder.begin("version: 1\n"):
+        (folder.clear("convert") / "model.safetensors").write_text("weights")
+        folder.finish("convert", key="k", verb="convert", seconds=1.5, inputs={"model": "d"}, result={"a": 1})
     return folder
 
 
@@ -25,6 +26,7 @@ def test_an_outcome_is_found_again(tmp_path: Path) -> None:
     assert outcome is not None
     assert (outcome.key, outcome.result, outcome.seconds) == ("k", {"a": 1}, 1.5)
     assert list(outcome.outputs) == ["model.safetensors"]
+    assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
 
 
 def test_an_outcome_is_forgotten_when_a_file_of_it_changed(tmp_path: Path) -> None:
@@ -101,8 +103,14 @@ def test_the_key_changes_with_what_matters_and_with_nothing_else() -> None:
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = finished(tmp_path)
-    second = RunFolder(folder.path).alone()
-    with folder.alone(), pytest.raises(ActvarError, match="another run is at work in"), second:
+    second = RunFolder(folder.path).begin("version: 2\n")
+    with folder.begin("version: 1\n"), pytest.raises(ActvarError, match="another run is at work in"), second:
         pass
-    with RunFolder(folder.path).alone():
+    assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
+    with RunFolder(folder.path).begin("version: 2\n"):
         pass
+
+
+def test_a_time_out_within_a_run_is_not_taken_for_a_second_run(tmp_path: Path) -> None:
+    with pytest.raises(Timeout), RunFolder(tmp_path / "run").begin("version: 1\n"):
+        raise Timeout("a lock of the Hub's cache")

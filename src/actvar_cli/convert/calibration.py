@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actvar_cli.model.block import Record, TeacherForced
+from actvar_cli.model.block import Decisions, Record, TeacherForced
 from actvar_cli.model.config import Dial
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
@@ -36,6 +36,15 @@ def draw_samples(teacher: ActVAR, count: int, *, seed: int, progress: Progress, 
             tokens.append(teacher.sample(part, seed=seed + i).tokens)
             task.advance(len(part))
     return TeacherSamples(labels.to(teacher.device), torch.cat(tokens))
+
+
+@torch.no_grad()
+def decisions_at(model: ActVAR, samples: TeacherSamples, threshold: float, images: int) -> list[Decisions]:
+    """What every block decides at ``threshold``, teacher-forced on both rows of the first ``images`` samples."""
+    rows, var_input = paired_rows(model, samples.labels[:images], samples.tokens[:images])
+    context = model.transformer.teacher_forced(threshold)
+    model.transformer(rows, var_input, context)
+    return context.decisions
 
 
 @torch.no_grad()

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import (
-    TeacherSamples,
-    calibrate_dials,
-    draw_samples,
-    record_blocks,
-)
+from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, draw_samples, record_blocks
 from actvar_cli.convert.grouping import group_neurons
 from actvar_cli.convert.regression import fit_perceptron, relative_energy
 from actvar_cli.convert.settings import ConvertSettings

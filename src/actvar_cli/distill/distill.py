@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, draw_samples
+from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, decisions_at, draw_samples
 from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
@@ -105,10 +105,8 @@ def training(model: ActVAR) -> Iterator[dict[str, nn.Parameter]]:
 @torch.no_grad()
 def router_scores(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> Tensor:
     """The routers' scores (depth, 2 * images, L, E) in a teacher-forced pass at ``threshold``."""
-    rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
-    context = student.transformer.teacher_forced(threshold)
-    student.transformer(rows, var_input, context)
-    return torch.stack([made.scores for made in context.decisions if made.scores is not None])
+    made = decisions_at(student, samples, threshold, images)
+    return torch.stack([block.scores for block in made if block.scores is not None])
 
 
 def schedule(step: int, steps: int) -> float:
@@ -139,7 +137,7 @@ def run_stage(
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16()) else "no"
     accelerator = Accelerator(mixed_precision=mixed, cpu=student.device.type == "cpu")
     cost_model = CostModel(student.config, student.device)
-    guidance = guidance_by_position(student.config, SamplingSettings().cfg).to(student.device)
+    guidance = guidance_by_position(student, SamplingSettings().cfg)
     generator = torch.Generator().manual_seed(seed)
     with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
         routers = [p for n, p in parameters.items() if ".router." in n]

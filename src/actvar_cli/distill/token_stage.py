@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from actvar_cli.convert.calibration import TeacherSamples, record_blocks
+from actvar_cli.convert.calibration import TeacherSamples, decisions_at, record_blocks
 from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
-from actvar_cli.model.sampling import ActVAR, paired_rows
+from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
@@ -103,10 +103,8 @@ def drop_idle_gates(student: ActVAR, samples: TeacherSamples, threshold: float, 
     """A copy of ``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see."""
     gate = student.config.token_gate
     assert gate is not None
-    rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
-    context = student.transformer.teacher_forced(threshold)
-    student.transformer(rows, var_input, context)
     gated = student.transformer.gated_positions()
-    shares = [1.0 if made.keep is None else float(made.keep[:, gated].mean()) for made in context.decisions]
+    decisions = decisions_at(student, samples, threshold, images)
+    shares = [1.0 if made.keep is None else float(made.keep[:, gated].mean()) for made in decisions]
     useful = tuple(block for block, share in enumerate(shares) if share <= IDLE)
     return _with_gates(student, gate.model_copy(update={"blocks": useful}))

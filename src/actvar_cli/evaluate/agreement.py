@@ -32,7 +32,7 @@ def guided_logits(model: ActVAR, labels: Tensor, tokens: Tensor, cfg: float) -> 
     """The logits (B, L, V) that ``model`` draws from when all earlier scales are ``tokens`` (B, L)."""
     rows, var_input = paired_rows(model, labels, tokens)
     logits = model.transformer(rows, var_input, model.transformer.teacher_forced(threshold=model.threshold))
-    return guide(logits, guidance_by_position(model.config, cfg).to(logits.device))
+    return guide(logits, guidance_by_position(model, cfg))
 
 
 @torch.no_grad()

@@ -56,11 +56,11 @@ def guide(logits: Tensor, guidance: float | Tensor) -> Tensor:
     return (1 + guidance) * conditional - guidance * unconditional
 
 
-def guidance_by_position(config: ModelConfig, cfg: float) -> Tensor:
+def guidance_by_position(model: ActVAR, cfg: float) -> Tensor:
     """`guidance_at` for every position of the sequence, (L, 1): what `guide` takes for a whole sequence."""
-    patch_nums = config.tokenizer.patch_nums
-    strengths = [guidance_at(scale, len(patch_nums), cfg) for scale in range(len(patch_nums))]
-    return torch.tensor(strengths).repeat_interleave(torch.tensor([pn * pn for pn in patch_nums])).unsqueeze(1)
+    scales = len(model.config.tokenizer.patch_nums)
+    strengths = torch.tensor([guidance_at(scale, scales, cfg) for scale in range(scales)], device=model.device)
+    return strengths[model.transformer.lvl_1L[0]].unsqueeze(1)
 
 
 def paired_rows(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

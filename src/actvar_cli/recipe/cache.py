@@ -93,23 +93,25 @@ class RunFolder:
         if any(self.path.iterdir()) and not (self.path / STEPS).is_dir():
             raise InputError(f"{self.path} exists and is not the folder of a run: choose another one with -o")
 
-    def begin(self) -> None:
-        """Make the folder."""
+    @contextmanager
+    def begin(self, recipe: str) -> Iterator[None]:
+        """Make the folder, put the recipe there as the user wrote it, and hold the folder against a second run.
+
+        Raises ActvarError where another run holds it already.
+        """
         try:
             (self.path / STEPS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the folder, so that no second run works in it; raises ActvarError where another one does already."""
-        try:
-            with FileLock(self.path / STEPS / ".lock", timeout=0):
-                yield
+            # Taken outside the block: a time-out of another lock, while the run works, is not this one's.
+            held = FileLock(self.path / STEPS / ".lock").acquire(timeout=0)
         except Timeout:
             raise ActvarError(
                 f"another run is at work in {self.path}: wait for it, or choose another folder with -o"
             ) from None
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        with held:
+            self.write(RECIPE, recipe)
+            yield
 
     def write(self, name: str, text: str) -> None:
         """Write a text at the top of the folder, whole or not at all."""

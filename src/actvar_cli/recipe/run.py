@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.progress import Progress
 from actvar_cli.recipe import models, summary, work
-from actvar_cli.recipe.cache import RECIPE, RECORD, Outcome, RunFolder, digest_json, key_of
+from actvar_cli.recipe.cache import RECORD, Outcome, RunFolder, digest_json, key_of
 from actvar_cli.recipe.flow import Flow, Ref
 from actvar_cli.recipe.pictures import check_classes
 from actvar_cli.recipe.read import RecipeFile
@@ -87,9 +87,7 @@ class Run:
         for ref in self._named():
             self.digests[ref] = models.digest_of(ref.name, self.progress)
         self._check_against_models()
-        self.folder.begin()
-        with self.folder.alone():
-            self.folder.write(RECIPE, self.file.text)
+        with self.folder.begin(self.file.text):
             return self._execute(started, began)
 
     def _execute(self, started: datetime, began: float) -> dict[str, Any]:
