@@ -77,6 +77,10 @@ def trained() -> str:
     """What the training of the embedded model reached."""
     r = read("train_var_fashion.json")
     s = r["samples"]
+
+    def minutes(*threads: int) -> float:
+        return sum(phase["seconds"] for phase in r["phases"].values() if phase["threads"] in threads) / 60
+
     worst = min(s["accuracy_by_class"], key=s["accuracy_by_class"].get)
     rows = [
         ("feature classifier, test accuracy", f"{r['classifier']['test_accuracy']:.4f}"),
@@ -85,7 +89,7 @@ def trained() -> str:
         (f"Fréchet distance, {s['count']:,} samples to the test set, cfg 1.5", f"{s['distance']:.3f}"),
         ("class accuracy of the samples", f"{s['accuracy']:.4f}"),
         ("worst class", f"{worst}, {s['accuracy_by_class'][worst]:.3f}"),
-        ("training, minutes on two CPU cores", f"{sum(r['seconds'].values()) / 60:.0f}"),
+        ("training, minutes on two CPU cores, of which on one alone", f"{minutes(1, 2):.0f}, {minutes(1):.0f}"),
     ]
     return markdown(("`var-fashion`", ""), rows)
 

@@ -26,8 +26,10 @@ CONFIG = ModelConfig(
     transformer=TransformerConfig(depth=10, embed_dim=192, num_heads=3, num_classes=10),
     tokenizer_reference=TokenizerReference(name="var-fashion", sha256=""),
 )
-CLASS_DROPOUT = 0.2
-"""Twice the published share: in few steps, a network that hardly learned without a class makes guidance too strong."""
+CORRUPTED = 0.4
+"""Largest share of an image's tokens that are replaced while the transformer learns to correct itself."""
+NEARBY = 0.5
+"""Temperature of the draws that replace tokens, as a share of the mean squared distance to the nearest code."""
 
 
 def initialise(model: VAR) -> None:
@@ -56,6 +58,39 @@ def tokenise(model: Tokenizer, images: Tensor) -> Tensor:
     return torch.cat([torch.cat(model.encode(to_float(x)), 1) for x in images.split(50)]).to(torch.int16)
 
 
+@torch.no_grad()
+def latents(model: Tokenizer, images: Tensor) -> Tensor:
+    """Continuous latents (N, z, side, side) in float16 of images (N, 1, 32, 32) uint8."""
+    return torch.cat([model.latent(to_float(x)).half() for x in images.split(50)])
+
+
+@torch.no_grad()
+def corrected(tok: Tokenizer, latent: Tensor) -> tuple[Tensor, Tensor]:
+    """Transformer input (B, L - first, z) with errors in it, and the tokens (B, L) that make up for them.
+
+    Of every image a random share of tokens, up to `CORRUPTED`, is replaced by codes drawn from those near by; each
+    scale's targets are what is then missing of ``latent`` (B, z, side, side). Source: self-correction in Infinity
+    (arXiv 2412.04431, section 3.3), with the soft draws of RQ-Transformer (arXiv 2203.01941) in place of flipped bits.
+    """
+    quantizer, last = tok.quantize, len(tok.config.patch_nums) - 1
+    rest, f_hat = latent, torch.zeros_like(latent)
+    share = CORRUPTED * torch.rand(len(latent), 1)
+    inputs, targets = [], []
+    for scale in range(last + 1):
+        distance = torch.cdist(quantizer.residual_targets(rest, scale), quantizer.embedding.weight).square()
+        nearest = distance.argmin(1)
+        targets.append(nearest.view(len(latent), -1))
+        if scale == last:
+            break
+        spread = NEARBY * distance.gather(1, nearest[:, None]).mean()
+        drawn = torch.multinomial((-distance / spread).softmax(1), 1).view(len(latent), -1)
+        tokens = torch.where(torch.rand(drawn.shape) < share, drawn, targets[-1])
+        added = quantizer.contribution(quantizer.lookup(tokens, scale), scale)
+        rest, f_hat = rest - added, f_hat + added
+        inputs.append(quantizer.next_input(f_hat, scale + 1))
+    return torch.cat(inputs, 1), torch.cat(targets, 1)
+
+
 def optimizers(model: VAR, peak: float) -> list[torch.optim.Optimizer]:
     """Muon (torch.optim.Muon, scaled to AdamW's step size) for the blocks' products, AdamW for all else."""
     blocks, matrices, rest = [], [], []
@@ -78,16 +113,26 @@ def train(
     seed: int,
     checkpoint: Path,
     report: Callable[[VAR], str],
+    class_dropout: float = 0.2,
+    images: Tensor | None = None,
+    start: VAR | None = None,
+    until: float = 1.0,
     batch: int = 32,
     peak: float = 2e-3,
 ) -> VAR:
     """Train for ``seconds`` of wall-clock on tokens (N, L); returns the moving average of the weights.
 
-    Goes on from ``checkpoint`` where it is present. ``report`` describes the averaged model once on the way.
+    The share of images without a class is twice the published one or more: in few steps, a network that hardly learned
+    to do without makes guidance too strong. With the tokens' ``images`` (N, 1, 32, 32) uint8, inputs have errors in
+    them that the model learns to make up for (`corrected`). Begins with the weights of ``start``, if given, and ends at
+    the share ``until`` of the schedule. Goes on from ``checkpoint`` where it is present. ``report`` describes the
+    averaged model once on the way.
     """
     torch.manual_seed(seed)
     model = VAR(CONFIG)
     initialise(model)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     average = copy.deepcopy(model).eval()
     opts = optimizers(model, peak)
     peaks = [[float(group["lr"]) for group in opt.param_groups] for opt in opts]
@@ -103,9 +148,10 @@ def train(
         spent, step, reported = state["spent"], state["step"], state["spent"] > 0.4 * seconds
     # Fuses the elementwise operations: about 1.5 times faster, where there is a C++ compiler.
     forward = torch.compile(model) if shutil.which("c++") else model
+    latent = None if images is None else latents(tok, images)
     started = time.time() - spent
     while (spent := time.time() - started) < seconds:
-        progress = spent / seconds
+        progress = until * spent / seconds
         factor = min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         for opt, rates in zip(opts, peaks, strict=True):
             for group, rate in zip(opt.param_groups, rates, strict=True):
@@ -113,10 +159,13 @@ def train(
         if len(order) < batch:
             order = torch.randperm(len(tokens), generator=generator)
         index, order = order[:batch], order[batch:]
-        target = tokens[index].long()
-        y = torch.where(torch.rand(batch) < CLASS_DROPOUT, CONFIG.transformer.num_classes, labels[index])
-        with torch.no_grad():
-            var_input = tok.quantize.teacher_forcing_input(tok.split(target))
+        y = torch.where(torch.rand(batch) < class_dropout, CONFIG.transformer.num_classes, labels[index])
+        if latent is None:
+            target = tokens[index].long()
+            with torch.no_grad():
+                var_input = tok.quantize.teacher_forcing_input(tok.split(target))
+        else:
+            var_input, target = corrected(tok, latent[index].float())
         with torch.autocast("cpu", torch.bfloat16):
             logits = forward(y, var_input)
         loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten())
@@ -136,7 +185,7 @@ def train(
             save_file(average.state_dict(), checkpoint.with_suffix(".safetensors"))
             state = {"model": model.state_dict(), "average": average.state_dict(), "spent": spent, "step": step}
             torch.save({**state, "optimizers": [opt.state_dict() for opt in opts]}, checkpoint)
-        if progress > 0.4 and not reported:
+        if spent > 0.4 * seconds and not reported:
             reported = True
             print(f"transformer {step} averaged: {report(average)}", flush=True)
     return average

@@ -22,6 +22,7 @@ from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence
+from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
 from actvar_cli.errors import ActvarError, InputError
@@ -31,11 +32,8 @@ from actvar_cli.progress import Progress
 CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
 
-NOISE = 0.3
-"""Temperature of the routers' exploration, as a share of the spread of their scores."""
-
-ROUTER_LR = 5.0
-"""Learning rate of the routers, relative to the experts'."""
+SOFTNESS = 0.3
+"""Temperature of the routers' gradient, as a share of the spread of their scores."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +138,9 @@ def run_stage(
     guidance = guidance_by_position(student, SamplingSettings().cfg)
     generator = torch.Generator().manual_seed(seed)
     with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
-        routers = [p for n, p in parameters.items() if ".router." in n]
-        others = [p for n, p in parameters.items() if ".router." not in n]
-        names = [n for n in parameters if ".router." not in n] + [n for n in parameters if ".router." in n]
-        optimizer = torch.optim.AdamW(
-            [{"params": others, "lr": settings.lr}, {"params": routers, "lr": ROUTER_LR * settings.lr}],
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-        )
-        done, temperature = 0, NOISE * float(router_scores(student, samples, threshold).std())
+        names = list(parameters)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+        done, temperature = 0, SOFTNESS * float(router_scores(student, samples, threshold).std())
         state = read_state(checkpoint)
         if checkpoint and state and state["stage"] == name:
             load_checkpoint(checkpoint, student.transformer, optimizer, names)
@@ -158,8 +150,7 @@ def run_stage(
             generator.manual_seed(seed + step)
             index = torch.randint(len(samples), (settings.batch,), generator=generator).to(student.device)
             rows, var_input = paired_rows(teacher, samples.labels[index], samples.tokens[index])
-            torch.manual_seed(seed + step)
-            context = student.transformer.teacher_forced(threshold, temperature=temperature, noise=True)
+            context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []
             with accelerator.autocast():
@@ -171,8 +162,7 @@ def run_stage(
             hidden = hidden_error(teacher_hidden, student_hidden)
             excess = cost_excess(cost, budget)
             loss = kl + settings.weights.hidden * hidden + settings.weights.cost * excess
-            for group, peak in zip(optimizer.param_groups, (settings.lr, ROUTER_LR * settings.lr), strict=True):
-                group["lr"] = peak * schedule(step, steps)
+            optimizer.param_groups[0]["lr"] = settings.lr * schedule(step, steps)
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -224,11 +214,17 @@ def distill(
             history=history, checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
 
+    def refitted(budget: float) -> float:
+        """Refit the experts at ``budget``; the scores move with what the blocks see, so the threshold is set anew."""
+        found = threshold_for(student, samples, budget)
+        refit(teacher, student, samples, threshold=found, progress=progress)
+        return threshold_for(student, samples, budget)
+
     if state and state["stage"] == "tokens":
         threshold = state["threshold"]
         student = add_token_gates(student, stages.tokens, state["gated_blocks"])
     else:
-        threshold = threshold_for(student, samples, first)
+        threshold = state["threshold"] if state else refitted(first)
         stage("experts", stages.experts.steps, first)
         if stages.tokens.steps:
             density = float((router_scores(student, samples, threshold) > threshold).float().mean())
@@ -243,7 +239,7 @@ def distill(
                 progress=progress,
             )
             student = drop_idle_gates(student, samples, threshold_for(student, samples, settings.budget))
-            threshold = threshold_for(student, samples, settings.budget)
+            threshold = refitted(settings.budget)
     if stages.tokens.steps:
         stage("tokens", stages.tokens.steps, settings.budget)
     budgets = sorted({settings.budget, *(b for b in BUDGETS if b > settings.budget)})

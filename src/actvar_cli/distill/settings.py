@@ -36,7 +36,7 @@ class Stages(Frozen):
 class LossWeights(Frozen):
     """Weights of the loss terms; the KL divergence on the logits has weight 1."""
 
-    hidden: Annotated[float, Field(ge=0, description="relative error of every block's output")] = 0.5
+    hidden: Annotated[float, Field(ge=0, description="relative error of every block's output")] = 4.0
     cost: Annotated[float, Field(ge=0, description="squared excess of the cost over the budget")] = 20.0
 
 
@@ -46,7 +46,7 @@ class DistillSettings(Frozen):
     budget: Annotated[float, Field(gt=0, lt=1, description="share of the dense transformer's FLOPs to reach")] = 0.7
     images: Annotated[int, Field(ge=8, description="images sampled from the teacher as training data")] = 1024
     batch: Annotated[int, Field(ge=1, description="images per optimiser step")] = 32
-    lr: Annotated[float, Field(gt=0, description="peak learning rate of the experts; routers learn faster")] = 2e-4
+    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 2e-4
     stages: Stages = Stages()
     weights: LossWeights = LossWeights()
     precision: Annotated[

@@ -57,7 +57,6 @@ class TeacherForced:
     gated: Tensor
     threshold: float | None = None
     temperature: float = 1.0
-    noise: bool = False
     pick: Tensor | None = None
     decisions: list[Decisions] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -125,9 +124,7 @@ class Block(nn.Module):
         else:
             scores = self.router(h2).float()
             made.scores = scores.detach()
-            made.on = straight_through(
-                scores, context.threshold, temperature=context.temperature, noise=context.noise
-            ).to(h2.dtype)
+            made.on = straight_through(scores, context.threshold, context.temperature).to(h2.dtype)
             y = y + g2 * self.ffn(h2, made.on)
         if context.pick is not None:
             parts = (h, h2, g2.expand_as(x), y - x, y)

@@ -24,16 +24,12 @@ class Router(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
 
 
-def straight_through(scores: Tensor, threshold: float, *, temperature: float, noise: bool) -> Tensor:
-    """A 0/1 decision per score whose gradient is that of a sigmoid.
+def straight_through(scores: Tensor, threshold: float, temperature: float) -> Tensor:
+    """A 0/1 decision per score whose gradient is that of a sigmoid (arXiv 1308.3432).
 
-    With ``noise``, logistic noise times ``temperature`` is added before the cut (Gumbel-sigmoid, arXiv 1611.01144), so
-    that decisions near the threshold are explored; ``temperature`` is in the units of the scores. Shape (…) to (…).
+    ``temperature`` is in the units of the scores. Shape (…) to (…).
     """
     logits = scores - threshold
-    if noise:
-        u = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
-        logits = logits + temperature * (torch.log(u) - torch.log1p(-u))
     soft = torch.sigmoid(logits / temperature)
     hard = (logits > 0).to(soft.dtype)
     return hard + soft - soft.detach()

@@ -104,15 +104,16 @@ class VAR(nn.Module):
         return self.head(self.head_nm(x.float(), cond).float()).float()  # type: ignore[no-any-return]
 
     def teacher_forced(
-        self,
-        threshold: float | None = None,
-        *,
-        temperature: float = 1.0,
-        noise: bool = False,
-        pick: Tensor | None = None,
+        self, threshold: float | None = None, *, temperature: float = 1.0, pick: Tensor | None = None
     ) -> TeacherForced:
         """A context for `forward` on this model; the fields are explained in `TeacherForced`."""
-        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), threshold, temperature, noise, pick)
+        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), threshold, temperature, pick)
+
+    def embed(self, labels: Tensor, var_input: Tensor) -> tuple[Tensor, Tensor]:
+        """The first block's input (B, L, C) for a whole sequence, and the class embeddings (B, C); see `forward`."""
+        cond = self.class_emb(labels)
+        start = cond.unsqueeze(1) + self.pos_start
+        return torch.cat((start, self.word_embed(var_input.float()).to(start.dtype)), 1) + self.positions(), cond
 
     def forward(
         self,
@@ -128,9 +129,7 @@ class VAR(nn.Module):
         collects the output (B, L, C) of every block.
         """
         context = context or self.teacher_forced()
-        cond = self.class_emb(labels)
-        start = cond.unsqueeze(1) + self.pos_start
-        x = torch.cat((start, self.word_embed(var_input.float()).to(start.dtype)), dim=1) + self.positions()
+        x, cond = self.embed(labels, var_input)
         for block, ada in zip(self.blocks, self.conditions(cond), strict=True):
             x = block(x, ada, context)
             if hidden is not None:
