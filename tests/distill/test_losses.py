@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence
+from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
 from actvar_cli.model.router import straight_through
 
 
@@ -12,6 +12,21 @@ def test_kl_is_zero_only_for_equal_distributions() -> None:
     logits = torch.randn(2, 3, 5)
     assert float(kl_divergence(logits, logits + 2.0)) < 1e-6
     assert float(kl_divergence(logits, -logits)) > 0.1
+
+
+def test_every_scale_counts_the_same() -> None:
+    weights = scale_weights((1, 2, 4))
+    assert abs(float(weights.mean()) - 1) < 1e-6
+    by_scale = [float(part.sum()) for part in weights.split((1, 4, 16))]
+    assert max(by_scale) - min(by_scale) < 1e-5
+    p, q = torch.randn(2, 21, 5), torch.randn(2, 21, 5)
+    parts = [kl_divergence(a, b) for a, b in zip(p.split((1, 4, 16), 1), q.split((1, 4, 16), 1), strict=True)]
+    torch.testing.assert_close(kl_divergence(p, q, weights), torch.stack(parts).mean())
+
+
+def test_kl_has_a_direction() -> None:
+    sure, unsure = torch.tensor([[[8.0, 0.0]]]), torch.tensor([[[0.0, 0.0]]])
+    assert float(kl_divergence(sure, unsure)) < float(kl_divergence(unsure, sure))
 
 
 def test_hidden_error_is_relative() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from actvar_cli.convert.calibration import draw_samples
 from actvar_cli.convert.convert import convert
 from actvar_cli.convert.settings import ConvertSettings
-from actvar_cli.distill.losses import hidden_error
+from actvar_cli.distill.losses import hidden_error, scale_weights
 from actvar_cli.distill.refit import Part, refit, solve
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
@@ -24,7 +24,7 @@ def regression(seed: int = 0, noise: float = 0.0) -> tuple[list[Part], Tensor]:
     for n in (300, 200, 100):
         inputs, gain = torch.randn(n, 12, generator=generator), torch.randn(n, 5, generator=generator)
         missing = gain * (inputs @ truth) + noise * torch.randn(n, 5, generator=generator)
-        parts.append(Part(inputs, gain, missing))
+        parts.append(Part(inputs, gain, missing, torch.ones(n, 1)))
     return parts, truth
 
 
@@ -80,5 +80,6 @@ def test_the_errors_told_are_those_of_the_refitted_student_with_tokens_left_out(
     teacher.transformer(rows, var_input, hidden=wanted)
     student.transformer(rows, var_input, context, hidden=made)
     assert any(d.keep is not None and bool((d.keep == 0).any()) for d in context.decisions)
-    found = [float(hidden_error([w], [m])) for w, m in zip(wanted, made, strict=True)]
+    weights = scale_weights(teacher.config.tokenizer.patch_nums)
+    found = [float(hidden_error([w], [m], weights)) for w, m in zip(wanted, made, strict=True)]
     torch.testing.assert_close(torch.tensor(told), torch.tensor(found), rtol=1e-3, atol=1e-6)

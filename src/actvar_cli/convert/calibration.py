@@ -126,7 +126,7 @@ def calibrate_dials(
             if not cost(high) < budget < cost(low):
                 task.advance(note=f"{budget:g} out of reach")
                 continue
-            for _ in range(7):
+            for _ in range(10):
                 low = max((t for t in seen if t <= high and seen[t] >= budget), default=low)
                 high = min((t for t in seen if t > low and seen[t] < budget), default=high)
                 share = (cost(low) - budget) / max(cost(low) - cost(high), 1e-9)

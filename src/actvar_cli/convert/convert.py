@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +79,15 @@ def calibrate_router(block: Block, record: Record, generator: torch.Generator) -
     return fit_perceptron(block.router, record.h_ffn, targets, generator)
 
 
+def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
+    """What is added to the scores at each scale: the log of how much coarser it is than the last one.
+
+    An early scale has few tokens and decides much. That half the log of the ratio of token numbers is a good measure
+    was found by trial (docs/method.md).
+    """
+    return tuple(math.log(patch_nums[-1] / pn) for pn in patch_nums)
+
+
 @torch.no_grad()
 def largest_difference(teacher: ActVAR, student: ActVAR, samples: TeacherSamples, images: int = 8) -> float:
     """Largest absolute logit difference, teacher-forced on both rows, with every expert on and routed."""
@@ -98,7 +109,10 @@ def convert(
     generator = torch.Generator().manual_seed(seed)
     arch = teacher.config.transformer
     experts = ExpertsConfig(
-        num_experts=settings.experts, router_dim=max(8, arch.embed_dim // 8), method=settings.method
+        num_experts=settings.experts,
+        router_dim=max(8, arch.embed_dim // 8),
+        method=settings.method,
+        scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums),
     )
     config = teacher.config.model_copy(update={"experts": experts, "default_budget": DEFAULT_BUDGET})
     transformer = VAR(config).to(teacher.device)

@@ -21,7 +21,7 @@ from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, deci
 from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
-from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence
+from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
@@ -101,10 +101,17 @@ def training(model: ActVAR) -> Iterator[dict[str, nn.Parameter]]:
 
 
 @torch.no_grad()
-def router_scores(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> Tensor:
-    """The routers' scores (depth, 2 * images, L, E) in a teacher-forced pass at ``threshold``."""
+def score_spread(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
+    """Standard deviation of all routers' scores in a teacher-forced pass at ``threshold``."""
     made = decisions_at(student, samples, threshold, images)
-    return torch.stack([block.scores for block in made if block.scores is not None])
+    return float(torch.stack([block.scores for block in made if block.scores is not None]).std())
+
+
+@torch.no_grad()
+def expert_density(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
+    """Share of experts that are on in a teacher-forced pass at ``threshold``."""
+    made = decisions_at(student, samples, threshold, images)
+    return float(torch.stack([block.on for block in made if block.on is not None]).mean())
 
 
 def schedule(step: int, steps: int) -> float:
@@ -135,12 +142,13 @@ def run_stage(
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16()) else "no"
     accelerator = Accelerator(mixed_precision=mixed, cpu=student.device.type == "cpu")
     cost_model = CostModel(student.config, student.device)
+    weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
     guidance = guidance_by_position(student, SamplingSettings().cfg)
     generator = torch.Generator().manual_seed(seed)
     with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
         names = list(parameters)
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
-        done, temperature = 0, SOFTNESS * float(router_scores(student, samples, threshold).std())
+        done, temperature = 0, SOFTNESS * score_spread(student, samples, threshold)
         state = read_state(checkpoint)
         if checkpoint and state and state["stage"] == name:
             load_checkpoint(checkpoint, student.transformer, optimizer, names)
@@ -158,8 +166,9 @@ def run_stage(
                     target = teacher.transformer(rows, var_input, hidden=teacher_hidden)
                 logits = student.transformer(rows, var_input, context, hidden=student_hidden)
             cost = cost_model(context.decisions)
-            kl = kl_divergence(guide(target, guidance), guide(logits, guidance))
-            hidden = hidden_error(teacher_hidden, student_hidden)
+            # In this direction: the other one teaches a student with less capacity to be less sure than its teacher.
+            kl = kl_divergence(guide(logits, guidance), guide(target, guidance), weights)
+            hidden = hidden_error(teacher_hidden, student_hidden, weights)
             excess = cost_excess(cost, budget)
             loss = kl + settings.weights.hidden * hidden + settings.weights.cost * excess
             optimizer.param_groups[0]["lr"] = settings.lr * schedule(step, steps)
@@ -227,7 +236,7 @@ def distill(
         threshold = state["threshold"] if state else refitted(first)
         stage("experts", stages.experts.steps, first)
         if stages.tokens.steps:
-            density = float((router_scores(student, samples, threshold) > threshold).float().mean())
+            density = expert_density(student, samples, threshold)
             student = add_token_gates(student, stages.tokens)
             generator = torch.Generator().manual_seed(seed)
             fit_token_gates(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.convert.calibration import TeacherSamples
+from actvar_cli.distill.losses import hidden_error, scale_weights
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
@@ -34,20 +35,24 @@ ROWS = 32
 
 
 class Part(NamedTuple):
-    """Tokens of a regression: ``inputs`` (n, D), ``gain`` (n, C) on the outputs, and what is ``missing`` (n, C)."""
+    """Tokens of a regression: ``inputs`` (n, D), ``gain`` (n, C) on the outputs, what is ``missing`` (n, C), weights.
+
+    ``weight`` is (n, 1).
+    """
 
     inputs: Tensor
     gain: Tensor
     missing: Tensor
+    weight: Tensor
 
 
 def solve(parts: Sequence[Part], ridge: float = RIDGE, iterations: int = ITERATIONS) -> Tensor:
-    """The change W (D, C) that minimises ``|missing - gain * (inputs @ W)|^2``, plus a ridge, over all tokens.
+    """The change W (D, C) that minimises ``weight |missing - gain * (inputs @ W)|^2``, plus a ridge, over all tokens.
 
     The gain, AdaLN's g2, differs by token and channel, so every channel has a regression of its own. All are solved
     together by conjugate gradients, preconditioned by the one regression with the gain's mean over the channels.
     """
-    weights = [p.gain.square() for p in parts]
+    weights = [p.weight * p.gain.square() for p in parts]
     by_token = [w.mean(1, keepdim=True) for w in weights]
     gram = sum(p.inputs.T @ (p.inputs * w) for p, w in zip(parts, by_token, strict=True))
     assert isinstance(gram, Tensor)
@@ -66,7 +71,7 @@ def solve(parts: Sequence[Part], ridge: float = RIDGE, iterations: int = ITERATI
         products = (p.inputs.T @ ((p.inputs @ w) * g) for p, g in zip(parts, weights, strict=True))
         return sum(products, damping * channels * w)
 
-    rest = torch.stack([p.inputs.T @ (p.gain * p.missing) for p in parts]).sum(0)
+    rest = torch.stack([p.inputs.T @ (p.weight * p.gain * p.missing) for p in parts]).sum(0)
     found = torch.zeros_like(rest)
     step = precondition(rest)
     energy = (rest * step).sum(0)
@@ -101,8 +106,8 @@ def refit(
 ) -> tuple[float, ...]:
     """Refit the FFNs of ``student`` in place, at the decisions of ``threshold``, to what ``teacher``'s blocks put out.
 
-    Returns every block's error afterwards, as a share of the energy of the teacher's output. Tokens that the student
-    leaves out count for that, but not for the fit.
+    Every scale counts the same. Returns every block's error afterwards, as `hidden_error` has it. Tokens that the
+    student leaves out count for that, but not for the fit.
     """
     images = max(1, TOKENS // (2 * student.config.tokenizer.num_tokens))
     labels, var_input = paired_rows(teacher, samples.labels[:images], samples.tokens[:images])
@@ -110,6 +115,7 @@ def refit(
     embedded, cond = teacher.transformer.embed(labels, var_input)
     wanted, made = list(embedded.split(ROWS)), list(embedded.split(ROWS))
     conditions = [ada.split(ROWS) for ada in teacher.transformer.conditions(cond)]
+    weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
     errors: list[float] = []
     with progress.task("refitting experts", len(var.stack)) as task:
         for original, block, ada in zip(teacher.transformer.stack, var.stack, conditions, strict=True):
@@ -126,13 +132,12 @@ def refit(
                 kept.append(everything if decisions.keep is None else decisions.keep.flatten().nonzero().squeeze(1))
                 inputs = ffn_inputs(block.ffn, record.h_ffn[kept[i]], decisions.on.flatten(0, 1)[kept[i]])
                 missing = (wanted[i] - made[i]).flatten(0, 1)[kept[i]]
-                parts.append(Part(inputs, record.gain[kept[i]], missing))
+                parts.append(Part(inputs, record.gain[kept[i]], missing, weights[kept[i] % length, None]))
             change = solve(parts)
             add(block.ffn, change)
             # What the block puts out now follows without running it again.
             for x, tokens, part in zip(made, kept, parts, strict=True):
                 x.view(-1, x.shape[-1]).index_add_(0, tokens, part.gain * (part.inputs @ change))
-            squared = sum(float((t - m).square().sum()) for t, m in zip(wanted, made, strict=True))
-            errors.append(squared / sum(float(t.square().sum()) for t in wanted))
+            errors.append(float(hidden_error([torch.cat(wanted)], [torch.cat(made)], weights)))
             task.advance(note=f"error {errors[-1]:.3f}")
     return tuple(errors)

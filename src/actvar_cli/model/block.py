@@ -48,14 +48,15 @@ class Record:
 class TeacherForced:
     """A pass over a whole known sequence: everything is computed, decisions are masks that let gradients through.
 
-    ``bias`` (1, 1, L, L) hides later scales; ``threshold=None`` leaves all experts on and all tokens computed;
+    ``bias`` (1, 1, L, L) hides later scales; ``threshold`` (L,) is what scores must exceed at each position, ``None``
+    leaves all experts on and all tokens computed;
     ``gated`` (L,) says which positions have a token gate. ``pick`` (n,), indices into the flattened (B, L), asks for
     a `Record` of these positions from every block.
     """
 
     bias: Tensor
     gated: Tensor
-    threshold: float | None = None
+    threshold: Tensor | None = None
     temperature: float = 1.0
     pick: Tensor | None = None
     decisions: list[Decisions] = field(default_factory=list)
@@ -124,7 +125,7 @@ class Block(nn.Module):
         else:
             scores = self.router(h2).float()
             made.scores = scores.detach()
-            made.on = straight_through(scores, context.threshold, context.temperature).to(h2.dtype)
+            made.on = straight_through(scores, context.threshold[:, None], context.temperature).to(h2.dtype)
             y = y + g2 * self.ffn(h2, made.on)
         if context.pick is not None:
             parts = (h, h2, g2.expand_as(x), y - x, y)

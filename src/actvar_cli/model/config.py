@@ -99,11 +99,15 @@ class TransformerConfig(Frozen):
 
 
 class ExpertsConfig(Frozen):
-    """How every FFN is split: ``num_experts`` groups of equal size behind a router of ``router_dim`` neurons."""
+    """How every FFN is split: ``num_experts`` groups of equal size behind a router of ``router_dim`` neurons.
+
+    ``scale_offsets`` are added to the scores of router and token gate, one for each scale; none are all 0.
+    """
 
     num_experts: Annotated[int, Field(ge=2)]
     router_dim: PositiveInt
     method: str = "kmeans"
+    scale_offsets: tuple[float, ...] = ()
 
 
 class TokenGateConfig(Frozen):
@@ -156,11 +160,20 @@ class ModelConfig(Frozen):
             raise ValueError(
                 f"{self.experts.num_experts} experts do not divide the FFN's {self.transformer.hidden_dim} neurons"
             )
-        if self.token_gate and max(self.token_gate.scales, default=0) >= len(self.tokenizer.patch_nums):
+        scales = len(self.tokenizer.patch_nums)
+        if self.experts and len(self.experts.scale_offsets) not in (0, scales):
+            raise ValueError(f"{len(self.experts.scale_offsets)} scale_offsets for {scales} scales")
+        if self.token_gate and max(self.token_gate.scales, default=0) >= scales:
             raise ValueError(f"token gate names scale {max(self.token_gate.scales)}, the model has fewer")
         if self.token_gate and max(self.token_gate.blocks or (), default=0) >= self.transformer.depth:
             raise ValueError(f"token gate names block {max(self.token_gate.blocks or ())}, the model has fewer")
         return self
+
+    @property
+    def scale_offsets(self) -> tuple[float, ...]:
+        """What is added to the scores of router and token gate at each scale."""
+        given = self.experts.scale_offsets if self.experts else ()
+        return given or (0.0,) * len(self.tokenizer.patch_nums)
 
     @property
     def is_dense(self) -> bool:

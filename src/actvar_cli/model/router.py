@@ -24,10 +24,10 @@ class Router(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
 
 
-def straight_through(scores: Tensor, threshold: float, temperature: float) -> Tensor:
+def straight_through(scores: Tensor, threshold: float | Tensor, temperature: float) -> Tensor:
     """A 0/1 decision per score whose gradient is that of a sigmoid (arXiv 1308.3432).
 
-    ``temperature`` is in the units of the scores. Shape (…) to (…).
+    ``threshold`` and ``temperature`` are in the units of the scores. Shape (…) to (…).
     """
     logits = scores - threshold
     soft = torch.sigmoid(logits / temperature)

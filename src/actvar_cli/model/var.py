@@ -107,7 +107,11 @@ class VAR(nn.Module):
         self, threshold: float | None = None, *, temperature: float = 1.0, pick: Tensor | None = None
     ) -> TeacherForced:
         """A context for `forward` on this model; the fields are explained in `TeacherForced`."""
-        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), threshold, temperature, pick)
+        cut = None
+        if threshold is not None:
+            offsets = torch.tensor(self.config.scale_offsets, device=self.lvl_1L.device)
+            cut = threshold - offsets[self.lvl_1L[0]]
+        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), cut, temperature, pick)
 
     def embed(self, labels: Tensor, var_input: Tensor) -> tuple[Tensor, Tensor]:
         """The first block's input (B, L, C) for a whole sequence, and the class embeddings (B, C); see `forward`."""
@@ -156,7 +160,8 @@ class VAR(nn.Module):
     ) -> Tensor:
         """Logits (R, l, vocab) of one scale from its embedded input ``x`` (R, l, C), extending ``cache``."""
         cache.begin_scale(x.shape[1])
-        context = Sampling(cache, scale, threshold, counter)
+        cut = None if threshold is None else threshold - self.config.scale_offsets[scale]
+        context = Sampling(cache, scale, cut, counter)
         for block, parameters in zip(self.blocks, ada, strict=True):
             x = block(x, parameters, context)
         return self.logits(x, cond)
