@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def keep_demo(run: Path) -> None:
         "images": results["evaluate"]["images"],
     }
     (RESULTS / "demo.json").write_text(json.dumps(kept, indent=1) + "\n")
+    shutil.copy(run / "pictures.png", ROOT / "docs/images/demo.png")
 
 
 def demo() -> str:

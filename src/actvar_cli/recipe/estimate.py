@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 500
 """Images that are sampled densely that finding the thresholds of all budgets amounts to, about."""
 
+REFIT_IMAGES = 8 * 256
+"""Images that are sampled densely that the two refits of a distillation amount to, about."""
+
 BYTES = 4
 """Of one float32 number, as which everything is computed."""
 
@@ -85,7 +88,7 @@ def passes(step: AnyStep, classes: int) -> float:
         case DistillStep():
             steps = step.stages.experts.steps + step.stages.tokens.steps
             # Each: the teacher forward, the student forward and backward.
-            return 2 * step.images + steps * step.batch * 4 + CALIBRATION_IMAGES
+            return 2 * step.images + REFIT_IMAGES + steps * step.batch * 4 + CALIBRATION_IMAGES
         case ProfileStep():
             return step.batch * (2 + 2 * (step.repeats + 1))
         case EvaluateStep():
