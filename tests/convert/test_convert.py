@@ -39,6 +39,13 @@ def test_neurons_are_permuted_and_can_be_put_back(converted: Converted) -> None:
         assert torch.equal(new.ffn.fc2.weight[:, back], old.ffn.fc2.weight)
 
 
+def test_early_scales_get_more_of_the_work(converted: Converted) -> None:
+    offsets = converted.model.config.scale_offsets
+    assert list(offsets) == sorted(offsets, reverse=True)
+    assert offsets[0] > 1
+    assert offsets[-1] == 0
+
+
 def test_every_budget_costs_what_it_says(converted: Converted) -> None:
     assert len(converted.model.config.dials) >= 5
     for dial in converted.model.config.dials:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from actvar_cli.distill.cost import CostModel
+from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
 from tests.tiny import tiny_model
@@ -58,6 +59,37 @@ def test_skipping_equals_masking(kind: dict[str, bool], threshold: float | None)
         for scale, pn in enumerate(model.config.tokenizer.patch_nums):
             counter.frame(scale, 4, 4 * pn * pn, 2 * pn * pn if scale else 0)
         assert counter.cost == pytest.approx(float(CostModel(model.config, model.device)(context.decisions)), rel=1e-5)
+
+
+def with_offsets(model: ActVAR, offsets: tuple[float, ...]) -> ActVAR:
+    """``model`` with scores that differ by scale."""
+    assert model.config.experts is not None
+    experts = model.config.experts.model_copy(update={"scale_offsets": offsets})
+    model.config = model.transformer.config = model.config.model_copy(update={"experts": experts})
+    return model
+
+
+@torch.no_grad()
+def test_offsets_move_the_scores_of_their_scale_alone_and_the_same_in_both_ways() -> None:
+    model = tiny_model(experts=True, token_gate=True)
+    labels, tokens = random_rows(model)
+    var_input = model.tokenizer.quantize.teacher_forcing_input(model.tokenizer.split(tokens))
+    counter = WorkCounter(model.config)
+    walk(with_offsets(model, (100.0, 0.0, -100.0)), labels, tokens, 0.0, counter)
+    experts, kept = counter.density("experts"), counter.density("tokens")
+    assert [row[0] for row in experts] == [1.0, 1.0]
+    assert [row[2] for row in kept] == [0.0, 0.0]
+    with_offsets(model, (2.0, 0.5, -0.3))
+    masked = model.transformer(labels, var_input, model.transformer.teacher_forced(0.0))
+    skipped = walk(model, labels, tokens, 0.0, WorkCounter(model.config))
+    torch.testing.assert_close(skipped, masked, atol=2e-5, rtol=1e-4)
+
+
+def test_there_is_one_offset_for_each_scale() -> None:
+    config = tiny_model(experts=True).config.model_dump()
+    config["experts"]["scale_offsets"] = (1.0, 2.0)
+    with pytest.raises(ValueError, match="2 scale_offsets for 3 scales"):
+        ModelConfig.model_validate(config)
 
 
 @torch.no_grad()

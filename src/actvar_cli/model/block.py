@@ -49,9 +49,8 @@ class TeacherForced:
     """A pass over a whole known sequence: everything is computed, decisions are masks that let gradients through.
 
     ``bias`` (1, 1, L, L) hides later scales; ``threshold`` (L,) is what scores must exceed at each position, ``None``
-    leaves all experts on and all tokens computed;
-    ``gated`` (L,) says which positions have a token gate. ``pick`` (n,), indices into the flattened (B, L), asks for
-    a `Record` of these positions from every block.
+    leaves all experts on and all tokens computed; ``gated`` (L,) says which positions have a token gate. ``pick`` (n,),
+    indices into the flattened (B, L), asks for a `Record` of these positions from every block.
     """
 
     bias: Tensor
