@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.convert.calibration import TeacherSamples
@@ -88,8 +87,7 @@ def solve(parts: Sequence[Part], ridge: float = RIDGE, iterations: int = ITERATI
 
 def ffn_inputs(ffn: ExpertFFN, h: Tensor, on: Tensor) -> Tensor:
     """What the FFN's output is linear in, (n, hidden + E + 1), for its inputs ``h`` (n, C) and decisions (n, E)."""
-    hidden = F.gelu(ffn.fc1(h), approximate="tanh").unflatten(-1, (ffn.num_experts, ffn.expert_dim))
-    return torch.cat(((hidden * on.unsqueeze(-1)).flatten(-2), 1 - on, torch.ones_like(on[:, :1])), dim=1)
+    return torch.cat((ffn.masked_hidden(h, on), 1 - on, torch.ones_like(on[:, :1])), dim=1)
 
 
 def add(ffn: ExpertFFN, change: Tensor) -> None:

@@ -54,10 +54,13 @@ class ExpertFFN(FFN):
             return super().forward(x)
         return self._skip(x, on) if on.dtype == torch.bool else self._mask(x, on)
 
+    def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:
+        """What the second layer reads, (…, hidden), with zeros where an expert is not ``on`` (…, E, floating)."""
+        hidden = F.gelu(self.fc1(x), approximate="tanh").unflatten(-1, (self.num_experts, self.expert_dim))
+        return (hidden * on.unsqueeze(-1)).flatten(-2)  # type: ignore[no-any-return]
+
     def _mask(self, x: Tensor, on: Tensor) -> Tensor:
-        hidden = F.gelu(self.fc1(x), approximate="tanh")
-        hidden = (hidden.unflatten(-1, (self.num_experts, self.expert_dim)) * on.unsqueeze(-1)).flatten(-2)
-        return self.fc2(hidden) + (1 - on) @ self.expert_mean  # type: ignore[no-any-return]
+        return self.fc2(self.masked_hidden(x, on)) + (1 - on) @ self.expert_mean  # type: ignore[no-any-return]
 
     def _skip(self, x: Tensor, on: Tensor) -> Tensor:
         by_expert = on.T.contiguous()
