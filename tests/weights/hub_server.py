@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from actvar_cli.weights.zoo import PINNED
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REVISIONS = {"main": COMMIT, COMMIT: COMMIT, PINNED: PINNED}
 
 
 @dataclass
@@ -55,7 +58,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.fail(hub.status, hub.error_code)
             if not match or not any(name.startswith(f"{match[1]}/") for name in hub.files):
                 return self.fail(404, "RepoNotFound")
-            if match[2] not in ("main", COMMIT):
+            if match[2] not in REVISIONS:
                 return self.fail(404, "RevisionNotFound")
             name = f"{match[1]}/{match[3]}"
             if name not in hub.files:
@@ -69,7 +72,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(content) - first))
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("ETag", f'"{etag}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", REVISIONS[match[2]])
             self.end_headers()
             if not body:
                 return None

@@ -15,7 +15,7 @@ import torch
 from actvar_cli.errors import InputError
 from actvar_cli.weights.export import export
 from actvar_cli.weights.fetch import fetch, list_models, parse_hub_name
-from actvar_cli.weights.zoo import ASSETS, KNOWN
+from actvar_cli.weights.zoo import ASSETS, KNOWN, PINNED
 from tests.tiny import tiny_model
 from tests.weights.hub_server import Hub, serve
 
@@ -90,7 +90,7 @@ def test_force_fetches_again(tmp_path: Path, hub: Hub) -> None:
     run(tmp_path, hub.url)
     hub.requests.clear()
     assert run(tmp_path, hub.url, "var-d16", "--force")[0] == 0
-    assert f"GET /{REPO}/resolve/main/var_d16.pth" in hub.requests
+    assert f"GET /{REPO}/resolve/{PINNED}/var_d16.pth" in hub.requests
 
 
 def test_offline_and_not_cached(tmp_path: Path, hub: Hub) -> None:
@@ -127,7 +127,7 @@ def test_what_is_not_there(tmp_path: Path, hub: Hub, name: str, message: str) ->
 def test_known_file_gone_is_no_mistake_of_the_user(tmp_path: Path, hub: Hub) -> None:
     del hub.files[f"{REPO}/var_d16.pth"]
     code, lines = run(tmp_path, hub.url)
-    assert (code, lines) == (1, [f"ActvarError: repository {REPO} has no file 'var_d16.pth' at revision 'main'"])
+    assert (code, lines) == (1, [f"ActvarError: repository {REPO} has no file 'var_d16.pth' at revision '{PINNED}'"])
 
 
 def test_gated_repository(tmp_path: Path, hub: Hub) -> None:

@@ -17,7 +17,7 @@ def test_names_are_those_of_the_readme() -> None:
 def test_digests_are_digests() -> None:
     files = [f for entry in KNOWN.values() for f in (entry.transformer, entry.tokenizer) if isinstance(f, HubFile)]
     assert len(files) == 10
-    assert all(re.fullmatch("[0-9a-f]{64}", f.sha256) for f in files if f.file != "var_d24.pth")
+    assert all(re.fullmatch("[0-9a-f]{64}", f.sha256) and re.fullmatch("[0-9a-f]{40}", f.revision) for f in files)
 
 
 def test_unknown_name() -> None:

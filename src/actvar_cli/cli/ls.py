@@ -43,6 +43,10 @@ def _models(out: Out) -> None:
             "fid": m.fid,
             "cached": m.cached,
             "path": str(m.path) if m.path else None,
+            "repo": m.source.repo if m.source else None,
+            "file": m.source.file if m.source else None,
+            "revision": m.source.revision if m.source else None,
+            "sha256": m.source.sha256 if m.source else None,
         }
         for m in found
     ]

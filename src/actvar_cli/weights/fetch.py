@@ -27,13 +27,17 @@ _HUB_NAME = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@([^/]+))?(?:/(.+))?")
 
 @dataclass(frozen=True)
 class Listing:
-    """One line of `actvar ls`: ``size`` in bytes, without the tokenizer; ``path`` if the file is on this machine."""
+    """One line of `actvar ls`: ``size`` in bytes, without the tokenizer; ``path`` if the file is on this machine.
+
+    ``source`` is where the file is fetched from; ``None`` for a model that ships with the package.
+    """
 
     name: str
     what: str
     size: int
     fid: float | None
     path: Path | None
+    source: HubFile | None
 
     @property
     def cached(self) -> bool:
@@ -56,8 +60,9 @@ def list_models() -> list[Listing]:
     for entry in KNOWN.values():
         file = entry.transformer
         path = _asset(file) if isinstance(file, str) else _cached(file)
-        size = file.size if isinstance(file, HubFile) else (path.stat().st_size if path else 0)
-        found.append(Listing(entry.name, entry.what, size, entry.fid, path))
+        source = file if isinstance(file, HubFile) else None
+        size = source.size if source else (path.stat().st_size if path else 0)
+        found.append(Listing(entry.name, entry.what, size, entry.fid, path, source))
     return found
 
 

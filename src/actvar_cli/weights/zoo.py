@@ -1,6 +1,7 @@
 """The models that are known by name: where their files are, how large, with which digest.
 
-Sizes and digests as the Hub states them; FID as the authors' README does (50,000 images, cfg 1.5).
+Sizes and digests as the Hub states them; FID as the authors' README does (50,000 images, cfg 1.5). The revision is the
+commit at which users have recorded these digests, so that a later change of the repository changes nothing here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ ASSETS = Path(str(files("actvar_cli"))) / "assets"
 """Where the embedded model is."""
 
 REVISION = "main"
+"""What is fetched of a repository where nobody says otherwise."""
+
+PINNED = "6d0ee6598a42f75079aa79e58b012b57b284c91b"
+"""The commit of the published repository that the digests below belong to."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,12 @@ _VAE = HubFile(
     "vae_ch160v4096z32.pth",
     436_075_834,
     "7c3ec27ae28a3f87055e83211ea8cc8558bd1985d7b51742d074fb4c2fcf186c",
+    PINNED,
 )
 
 
 def _published(depth: int, side: int, size: int, sha256: str, fid: float, superseded: tuple[str, ...] = ()) -> ZooEntry:
-    file = HubFile("FoundationVision/var", f"var_d{depth}.pth", size, sha256, superseded=superseded)
+    file = HubFile("FoundationVision/var", f"var_d{depth}.pth", size, sha256, PINNED, superseded)
     return ZooEntry(f"var-d{depth}", f"VAR of depth {depth}, ImageNet {side} px", file, _VAE, fid)
 
 
@@ -83,8 +89,8 @@ KNOWN: dict[str, ZooEntry] = {
             2.95,
             ("d75d4027",),
         ),
-        # The publisher's exact size and digest of d24 are not known here; the size is rounded.
-        _published(24, 256, 4_100_000_000, "", 2.33),
+        # The exact sizes of d24 and d30 are not known here: they are rounded.
+        _published(24, 256, 4_100_000_000, "12c03619b2d3906ed19fe59539a90aadf60d72287dbaa31cf540435e76ddf789", 2.33),
         _published(30, 256, 8_040_000_000, "7b11551dd4d794c7d6ed10b3d2822d42efe609a86128171b646e543dd2633b56", 1.97),
         _published(36, 512, 9_436_153_085, "660201c829c6f7b775b9119867c12c11aaa68c72770dc33653eec1fa67e27d4d", 2.63),
     )
