@@ -41,9 +41,28 @@ def test_recipe_and_record_go_with_a_run(actvar: Actvar, models: Path, tmp_path:
     assert {p.name for p in Path("out").iterdir()} >= {"recipe.yaml", "run.json", *FILES}
 
 
+@pytest.mark.parametrize("name", ["d16.pth", "d16.safetensors"])
+def test_the_published_layout_is_one_file(actvar: Actvar, models: Path, name: str) -> None:
+    found = actvar("export", models / "compressed.safetensors", "--format", "var", "-o", name, "--json")
+    assert (found.json["path"], found.json["format"]) == (name, "var")
+    assert list(found.json["files"]) == [name, "d16.tokenizer.safetensors"]
+    assert "it computes all of them" in found.err
+    assert actvar_cli.load(name).config.is_dense
+    again = actvar("export", models / "compressed.safetensors", "--format", "var", "-o", name)
+    assert (again.code, again.err) == (2, f"error: {name} exists: choose another name, or replace it with --force\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["DENSE", "-o", "out", "--format", "vra"],
+            "--format must be 'actvar' or 'var', not 'vra' (did you mean 'var'?)",
+        ),
+        (
+            ["DENSE", "-o", "out", "--format", "var"],
+            "out: the published layout is one file: call it .safetensors or .pth",
+        ),
         (
             ["DENSE", "-o", "out", "--dtype", "float61"],
             "--dtype must be 'float32', 'bfloat16' or 'float16', not 'float61' (did you mean 'float16'?)",

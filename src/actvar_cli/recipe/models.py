@@ -53,9 +53,9 @@ def digest_of(name: str, progress: Progress) -> str:
     digests = [file_digest(path)]
     if path.suffix != ".safetensors":
         # A plain state dict says nothing of its tokenizer: that is whichever lies beside it.
-        from actvar_cli.weights.load import TOKENIZER_FILES
+        from actvar_cli.weights.load import tokenizer_files
 
-        digests += [file_digest(p) for f in TOKENIZER_FILES if (p := path.parent / f).is_file() and p != path]
+        digests += [file_digest(p) for f in tokenizer_files(path) if (p := path.parent / f).is_file() and p != path]
     return "+".join(digests)
 
 

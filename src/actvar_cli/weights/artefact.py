@@ -27,6 +27,7 @@ from actvar_cli.weights.zoo import KNOWN
 
 __all__ = [
     "DTYPES",
+    "as_stored",
     "file_digest",
     "parse_config",
     "read_config",
@@ -86,9 +87,7 @@ def write_tokenizer(path: Path, model: ActVAR) -> str:
 
 
 def _write(path: Path, module: nn.Module, dtype: str, metadata: dict[str, str]) -> None:
-    if dtype not in DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}{did_you_mean(dtype, list(DTYPES))}: one of {', '.join(DTYPES)}")
-    tensors = {key: _stored(tensor, DTYPES[dtype]) for key, tensor in module.state_dict().items()}
+    tensors = {key: as_stored(tensor, dtype) for key, tensor in module.state_dict().items()}
     # Made first to learn which permissions the user's files have: the library gives its own to nobody else to read.
     path.touch()
     mode = path.stat().st_mode
@@ -99,9 +98,12 @@ def _write(path: Path, module: nn.Module, dtype: str, metadata: dict[str, str]) 
     path.chmod(mode)
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def as_stored(tensor: Tensor, dtype: str) -> Tensor:
+    """A tensor as it goes into a file: on the CPU, contiguous, and of ``dtype`` (one of `DTYPES`) if it is floating."""
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}{did_you_mean(dtype, list(DTYPES))}: one of {', '.join(DTYPES)}")
     stored = tensor.detach().cpu()
-    return stored.to(dtype).contiguous() if stored.is_floating_point() else stored.contiguous()
+    return stored.to(DTYPES[dtype]).contiguous() if stored.is_floating_point() else stored.contiguous()
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

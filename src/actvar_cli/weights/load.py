@@ -30,8 +30,10 @@ from actvar_cli.weights.zoo import KNOWN, HubFile
 DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 """Buffers of published state dicts that follow from the architecture."""
 
-TOKENIZER_FILES = ("tokenizer.safetensors", "vae_ch160v4096z32.pth")
-"""Where the tokenizer of a plain state dict is looked for, beside it."""
+
+def tokenizer_files(path: Path) -> tuple[str, ...]:
+    """Where the tokenizer of a plain state dict is looked for, beside it; the first that is there counts."""
+    return f"{path.stem}.tokenizer.safetensors", "tokenizer.safetensors", "vae_ch160v4096z32.pth"
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,15 @@ def _guessed_tokenizer(
     zoo = [n for n, entry in KNOWN.items() if not entry.embedded]
     published = zoo[-1] if patch_nums[-1] == 32 else zoo[0]
     fits = _vocab_and_channels(transformer) == (4096, 32) and patch_nums[-1] in (16, 32)
-    path = None if source.zoo_name else next((p for f in TOKENIZER_FILES if (p := _try(source.beside, f))), None)
+    path = (
+        None
+        if source.zoo_name
+        else next((p for f in tokenizer_files(source.path) if (p := _try(source.beside, f))), None)
+    )
     if path is None and not fits:
         raise InputError(
             f"{source.path} is not of the published tokenizer, and has none of its own: "
-            f"put the tokenizer beside it as {TOKENIZER_FILES[0]!r}"
+            f"put the tokenizer beside it as {tokenizer_files(source.path)[1]!r}"
         )
     path = path or fetch_tokenizer(source.zoo_name or published)
     file, digest = KNOWN[published].tokenizer, file_digest(path)
