@@ -32,3 +32,18 @@ def test_without_a_network_it_says_so(actvar: Actvar) -> None:
     assert done.code == 1
     assert done.err.startswith("error: FoundationVision/var/var_d16.pth is not in the cache")
     assert done.err.count("\n") == 1
+
+
+def test_dry_run_says_what_would_come(actvar: Actvar) -> None:
+    found = actvar("fetch", "var-d36", "--dry-run", "--json").json
+    assert [f["file"] for f in found["files"]] == ["var_d36.pth", "vae_ch160v4096z32.pth"]
+    assert found["bytes_to_fetch"] == 9_436_153_085 + 436_075_834
+    assert found["bytes_free"] > 0
+    shown = actvar("fetch", "var-d36", "--dry-run")
+    assert shown.code == 0
+    assert "9.87 GB to fetch, " in shown.out
+    assert actvar("fetch", "var-d161", "--dry-run").code == 2
+
+
+def test_dry_run_of_what_ships_with_the_package(actvar: Actvar) -> None:
+    assert actvar("fetch", "var-fashion", "--dry-run").out.startswith("var-fashion ships with actvar.\n0 B to fetch, ")

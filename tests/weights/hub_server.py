@@ -18,13 +18,21 @@ REVISIONS = {"main": COMMIT, COMMIT: COMMIT, PINNED: PINNED}
 
 @dataclass
 class Hub:
-    """What the server holds (``owner/repo/file`` to bytes) and how it misbehaves; ``requests`` is its log."""
+    """What the server holds (``owner/repo/file`` to bytes) and how it misbehaves; ``requests`` is its log.
+
+    ``cut_after`` bytes the connection breaks, ``cuts`` times or, without, always. ``lfs`` sends the client on to
+    another host for the content, as the real Hub does for large files.
+    """
 
     files: dict[str, bytes]
     status: int = 200
     error_code: str = ""
     announce: dict[str, bytes] = field(default_factory=dict)
     cut_after: int | None = None
+    cuts: int | None = None
+    ranges: list[str] = field(default_factory=list)
+    lfs: bool = False
+    tokens_of_lfs: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     url: str = ""
@@ -52,6 +60,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def answer(self, *, body: bool) -> None:
             hub.requests.append(f"{self.command} {self.path}")
+            if self.path.startswith("/lfs/"):
+                hub.tokens_of_lfs.add(self.headers.get("Authorization", ""))
+                return self.content(hub.files[self.path.removeprefix("/lfs/")], body=body)
             hub.tokens.add(self.headers.get("Authorization", ""))
             match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
             if hub.status != 200:
@@ -65,23 +76,37 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.fail(404, "EntryNotFound")
             content = hub.files[name]
             etag = hashlib.sha256(hub.announce.get(name, content)).hexdigest()
+            commit = REVISIONS[match[2]]
+            if hub.lfs:
+                self.send_response(302)
+                self.send_header("Location", f"{hub.url.replace('127.0.0.1', 'localhost')}/lfs/{name}")
+                self.send_header("X-Linked-ETag", f'"{etag}"')
+                self.send_header("X-Linked-Size", str(len(content)))
+                self.send_header("X-Repo-Commit", commit)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return None
+            return self.content(content, body=body, headers={"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+
+        def content(self, content: bytes, *, body: bool, headers: dict[str, str] | None = None) -> None:
             first = int(m[1]) if (m := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
             self.send_response(206 if first else 200)
             if first:
+                hub.ranges.append(self.headers["Range"])
                 self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
             self.send_header("Content-Length", str(len(content) - first))
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header("ETag", f'"{etag}"')
-            self.send_header("X-Repo-Commit", REVISIONS[match[2]])
+            for key, value in (headers or {}).items():
+                self.send_header(key, value)
             self.end_headers()
             if not body:
-                return None
-            if hub.cut_after is None:
+                return
+            if hub.cut_after is None or hub.cuts == 0:
                 self.wfile.write(content[first:])
-            else:
-                self.wfile.write(content[first : first + hub.cut_after])
-                self.close_connection = True
-            return None
+                return
+            self.wfile.write(content[first : first + hub.cut_after])
+            hub.cuts = None if hub.cuts is None else hub.cuts - 1
+            self.close_connection = True
 
     return Handler
 

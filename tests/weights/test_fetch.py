@@ -188,6 +188,29 @@ def test_connection_cut_leaves_nothing_that_looks_whole(tmp_path: Path, hub: Hub
     assert not list(tmp_path.rglob("snapshots/**/var_d16.pth"))
 
 
+@pytest.mark.parametrize("lfs", [False, True])
+def test_connection_cut_once_goes_on_from_where_it_was(tmp_path: Path, hub: Hub, lfs: bool) -> None:
+    # The client keeps what it has in pieces of 10 MiB.
+    large = os.urandom(1 << 20) * 12
+    hub.files[f"{REPO}/var_d16.pth"] = large
+    hub.cut_after, hub.cuts, hub.lfs = 11 << 20, 1, lfs
+    code, (path, _) = run(tmp_path, hub.url, sha256=sha(large), HF_TOKEN="hf_secret")
+    assert code == 0
+    assert Path(path).read_bytes() == large
+    assert hub.ranges == [f"bytes={10 << 20}-"]
+    assert hub.tokens_of_lfs == ({""} if lfs else set())
+
+
+def test_a_disk_without_room_is_found_out_before(tmp_path: Path, hub: Hub) -> None:
+    small = "import shutil, collections; U = collections.namedtuple('U', 'free'); shutil.disk_usage = lambda p: U(5000)"
+    (tmp_path / "sitecustomize.py").write_text(small)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"
+    code, lines = run(tmp_path, hub.url, PYTHONPATH=path)
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("ActvarError: the disk is too full: var_d16.pth takes 1.24 GB, 0.00 GB are free in ")
+    assert hub.requests == []
+
+
 LOAD = """
 import sys, actvar_cli
 model = actvar_cli.load(sys.argv[1])

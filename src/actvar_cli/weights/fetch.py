@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,47 @@ def fetch(name: str, *, force: bool = False, progress: Progress | None = None) -
     return path
 
 
+@dataclass(frozen=True)
+class Planned:
+    """One file that a fetch needs: ``size`` in bytes (0: not known without asking); ``path`` if it is here already."""
+
+    file: HubFile
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `fetch` would do: its files, and the bytes that are free where they would go."""
+
+    files: tuple[Planned, ...]
+    free: int
+
+    @property
+    def to_fetch(self) -> int:
+        """Bytes that would come over the network, as far as they are known."""
+        return sum(planned.file.size for planned in self.files if planned.path is None)
+
+
+def plan(name: str) -> Plan:
+    """What fetching ``name`` would bring to this machine; asks no network. Raises InputError for an unknown name."""
+    if name.startswith("hf://"):
+        files: tuple[HubFile | str, ...] = (parse_hub_name(name),)
+    else:
+        entry = entry_of(name)
+        files = (entry.transformer, entry.tokenizer)
+    return Plan(tuple(Planned(file, _cached(file)) for file in files if isinstance(file, HubFile)), _free_bytes())
+
+
+def _free_bytes() -> int:
+    """What is free on the disk of the Hub's cache, which need not exist yet."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = Path(HF_HUB_CACHE).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
 def fetch_tokenizer(name: str, *, progress: Progress | None = None) -> Path:
     """The tokenizer of a known model."""
     return _get(entry_of(name).tokenizer, force=False, progress=progress)
@@ -127,7 +169,12 @@ def _cached(file: HubFile) -> Path | None:
 
 
 def _download(file: HubFile, force: bool, progress: Progress) -> Path:
-    hub = _hub()
+    hub, free = _hub(), _free_bytes()
+    if file.size > free and _cached(file) is None and not hub.constants.HF_HUB_OFFLINE:
+        raise ActvarError(
+            f"the disk is too full: {file.file} takes {file.size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in "
+            f"{hub.constants.HF_HUB_CACHE}: make room, or set HF_HOME to another disk"
+        )
     try:
         with progress.task(f"fetching {file.file}", file.size) as task:
             path = hub.hf_hub_download(
