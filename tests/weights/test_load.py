@@ -87,6 +87,15 @@ def test_training_checkpoint(tmp_path: Path, prefix: str, zipped: bool) -> None:
     assert torch.equal(model.sample([0, 1], seed=1).images, again.sample([0, 1], seed=1).images)
 
 
+@pytest.mark.parametrize("name", ["var_ema", "ema", "state_dict_ema"])
+def test_the_average_of_a_training_checkpoint_is_preferred(tmp_path: Path, name: str) -> None:
+    model, average = tiny_model(), tiny_model(seed=1)
+    checkpoint = training_checkpoint(model, "module.")
+    checkpoint["trainer"][name] = {f"module.{key}": value for key, value in published(average).items()}
+    torch.save(checkpoint, tmp_path / "ar-ckpt-last.pth")
+    assert torch.equal(load(tmp_path / "ar-ckpt-last.pth").transformer.head.weight, average.transformer.head.weight)
+
+
 def test_plain_safetensors_and_folder(tmp_path: Path) -> None:
     model = tiny_model(shared_aln=True)
     write_pair(tmp_path, model, "var.pth")

@@ -23,6 +23,8 @@ TRANSFORMER_MARK = "pos_1LC"
 TOKENIZER_MARK = "quantize.embedding.weight"
 # Whoever compiled or wrapped the model (torch.compile, DDP, FSDP) has these in the middle of the keys.
 _WRAPPERS = re.compile(r"(^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module)\.")
+# An exponential moving average of the weights: `ema.`, `var_ema.`, `state_dict_ema.`, `ema_model.`.
+_AVERAGE = re.compile(r"(^|[._])ema[._]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -112,24 +114,28 @@ def _read_pickle(path: Path, *, mmap: bool) -> Any:
         raise InputError(f"{path} is a damaged checkpoint ({type(error).__name__}: {reason[:160]})") from error
 
 
-def _mappings(content: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """All mappings inside ``content``, outer ones first, siblings in the file's order."""
+def _mappings(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All mappings inside ``content`` by their dotted paths, outer ones first, siblings in the file's order."""
     if not isinstance(content, Mapping) or depth > 4:
         return
-    yield content
-    for value in content.values():
-        yield from _mappings(value, depth + 1)
+    yield path, content
+    for key, value in content.items():
+        yield from _mappings(value, f"{path}{key}.", depth + 1)
 
 
 def _find(content: Any, mark: str) -> dict[str, Tensor] | None:
-    """The tensors beside the one called ``mark``, in whatever it is nested, with whatever prefix."""
-    for mapping in _mappings(content):
+    """The tensors beside the one called ``mark``, in whatever it is nested, with whatever prefix.
+
+    Where a training checkpoint holds an average of the weights (EMA) too, that is what one samples from.
+    """
+    found: list[tuple[bool, dict[str, Tensor]]] = []
+    for path, mapping in _mappings(content):
         clean = {_WRAPPERS.sub("", str(k)): v for k, v in mapping.items() if isinstance(v, Tensor)}
         prefixes = [k.removesuffix(mark) for k in clean if k == mark or k.endswith(f".{mark}")]
-        if prefixes:
-            prefix = min(prefixes, key=len)
-            return {k.removeprefix(prefix): v for k, v in clean.items() if k.startswith(prefix)}
-    return None
+        for prefix in sorted(prefixes, key=len):
+            tensors = {k.removeprefix(prefix): v for k, v in clean.items() if k.startswith(prefix)}
+            found.append((bool(_AVERAGE.search(path + prefix)), tensors))
+    return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def _some_keys(content: Any) -> str:
