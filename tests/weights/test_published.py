@@ -109,3 +109,12 @@ def test_other_suffix_and_existing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"back.pth exists"):
         write_published(tmp_path / "back.pth", tiny_model())
     assert [p.name for p in tmp_path.iterdir()] == ["back.pth"]
+
+
+@pytest.mark.parametrize("name", ["back.pth", "back.safetensors"])
+def test_the_embedded_model_takes_its_tokenizer_along(tmp_path: Path, name: str) -> None:
+    (tmp_path / "plain").touch()
+    model = load("var-fashion")
+    path, tokenizer = write_published(tmp_path / name, model)
+    assert path.stat().st_mode == tokenizer.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert torch.equal(load(path).sample([3], seed=1).tokens, model.sample([3], seed=1).tokens)

@@ -33,6 +33,7 @@ __all__ = [
     "read_config",
     "read_lineage",
     "save",
+    "write_tensors",
     "write_tokenizer",
     "write_transformer",
 ]
@@ -87,7 +88,11 @@ def write_tokenizer(path: Path, model: ActVAR) -> str:
 
 
 def _write(path: Path, module: nn.Module, dtype: str, metadata: dict[str, str]) -> None:
-    tensors = {key: as_stored(tensor, dtype) for key, tensor in module.state_dict().items()}
+    write_tensors(path, {key: as_stored(tensor, dtype) for key, tensor in module.state_dict().items()}, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file to ``path`` itself, with the permissions that the user's files have."""
     # Made first to learn which permissions the user's files have: the library gives its own to nobody else to read.
     path.touch()
     mode = path.stat().st_mode

@@ -10,13 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from actvar_cli.errors import InputError
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.sampling import ActVAR
-from actvar_cli.weights.artefact import as_stored, write_tokenizer
+from actvar_cli.weights.artefact import as_stored, write_tensors, write_tokenizer
 from actvar_cli.weights.files import new_file
 from actvar_cli.weights.zoo import KNOWN
 
@@ -49,7 +48,7 @@ def check_suffix(path: Path) -> None:
 def write_published(path: Path, model: ActVAR, *, dtype: str = "float32", force: bool = False) -> list[Path]:
     """Write the transformer in the published layout, safetensors or ``.pth`` by the suffix; returns the files written.
 
-    A tokenizer that is no known model's goes beside it, as ``<stem>.tokenizer.safetensors``. Whole or not at all.
+    A tokenizer other than the published one goes beside it, as ``<stem>.tokenizer.safetensors``. Whole or not at all.
     Raises InputError where a file exists and ``force`` is off, or the suffix is another.
     """
     check_suffix(path)
@@ -57,11 +56,12 @@ def write_published(path: Path, model: ActVAR, *, dtype: str = "float32", force:
     state = {key: as_stored(tensor, dtype) for key, tensor in published_state(model).items()}
     with ExitStack() as stack:
         temporary = stack.enter_context(new_file(path, force=force))
-        if not (reference and reference.name in KNOWN):
+        entry = KNOWN.get(reference.name) if reference else None
+        if entry is None or entry.embedded:
             written.append(path.parent / f"{path.stem}.tokenizer.safetensors")
             write_tokenizer(stack.enter_context(new_file(written[1], force=force)), model)
         if path.suffix == ".pth":
             torch.save(state, temporary)
         else:
-            save_file(state, temporary, metadata={"format": "pt"})
+            write_tensors(temporary, state, {"format": "pt"})
     return written
