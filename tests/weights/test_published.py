@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from actvar_cli.convert.convert import convert
@@ -22,7 +22,7 @@ from actvar_cli.weights.load import load
 from actvar_cli.weights.published import write_published
 from tests.golden_model import CASES, FOLDER, golden_model, spec
 from tests.tiny import tiny_model
-from tests.weights.test_load import published
+from tests.weights.test_load import published, write_pair
 
 SHAPES = [(16, False), (20, False), (24, False), (30, False), (36, True)]
 
@@ -48,13 +48,6 @@ def stand_in(depth: int, shared_aln: bool) -> ActVAR:
     return ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
 
 
-def write(folder: Path, tensors: dict[str, Tensor], model: ActVAR) -> Path:
-    path = folder / "var.pth"
-    torch.save(tensors, path)
-    save_file(model.tokenizer.state_dict(), folder / "tokenizer.safetensors")
-    return path
-
-
 def read(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True) if path.suffix == ".pth" else load_file(path)  # type: ignore[no-any-return]
 
@@ -66,8 +59,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize(("depth", "shared_aln"), SHAPES)
 def test_round_trip_is_bit_identical(tmp_path: Path, depth: int, shared_aln: bool) -> None:
     model = stand_in(depth, shared_aln)
-    original = {key: value.clone() for key, value in published(model).items()}
-    teacher = load(write(tmp_path, original, model))
+    original = published(model)
+    teacher = load(write_pair(tmp_path, model))
     converted = convert(teacher, ConvertSettings(experts=4, images=8), seed=0, progress=Progress()).model
     moved = converted.transformer.stack[0].ffn.fc1.weight
     assert not torch.equal(moved, original["blocks.0.ffn.fc1.weight"])
@@ -80,7 +73,7 @@ def test_round_trip_is_bit_identical(tmp_path: Path, depth: int, shared_aln: boo
 @pytest.mark.parametrize("case", CASES)
 def test_golden_samples_after_the_round_trip(tmp_path: Path, case: str) -> None:
     model = golden_model(case)
-    teacher = load(write(tmp_path, published(model), model))
+    teacher = load(write_pair(tmp_path, model))
     converted = convert(teacher, ConvertSettings(experts=4, images=8), seed=0, progress=Progress()).model
     artefact = save(tmp_path / "m.safetensors", converted, {})
     path, *_ = write_published(tmp_path / "back.pth", load(artefact))

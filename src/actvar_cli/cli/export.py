@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from pydantic import Field
 
 from actvar_cli.cli.options import Force, Json, Model, Output, Quiet, default, option
 from actvar_cli.cli.out import Out
 from actvar_cli.cli.outputs import check_file, check_folder
-from actvar_cli.errors import InputError, did_you_mean
-from actvar_cli.recipe.steps import ExportSettings as S
+from actvar_cli.recipe.steps import ExportSettings
 from actvar_cli.recipe.wording import checked
 
-FORMATS = ("actvar", "var")
+
+class S(ExportSettings):
+    """How, and as what, a model is written; a recipe's step writes folders alone."""
+
+    format: Annotated[
+        Literal["actvar", "var"],
+        Field(description="actvar: a folder; var: one .safetensors or .pth for anybody's VAR code"),
+    ] = "actvar"
 
 
 def export(
     model: Model,
     output: Output,
-    layout: Annotated[
-        str, typer.Option("--format", help="actvar: a folder; var: one .safetensors or .pth for anybody's VAR code.")
-    ] = "actvar",
+    format: Annotated[str, option(S, "format")] = default(S, "format"),
     dtype: Annotated[str, option(S, "dtype")] = default(S, "dtype"),
     force: Force = False,
     as_json: Json = False,
@@ -33,11 +37,9 @@ def export(
     From a run's folder, the recipe and the record of the run go with it. With --format var: the transformer alone, in
     the published layout and with every neuron back in its place, to be loaded by the original code.
     """
-    settings = checked(S, {"dtype": dtype}, {})
+    settings = checked(S, {"format": format, "dtype": dtype}, {})
     out = Out(as_json=as_json, quiet=quiet)
-    if layout not in FORMATS:
-        raise InputError(f"--format must be 'actvar' or 'var', not {layout!r}{did_you_mean(layout, list(FORMATS))}")
-    if layout == "var":
+    if settings.format == "var":
         _published(model, output, settings.dtype, force, out)
     else:
         _folder(model, output, settings.dtype, force, out)

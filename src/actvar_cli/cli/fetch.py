@@ -38,7 +38,7 @@ def _plan(name: str, force: bool, out: Out) -> None:
     from actvar_cli.weights.fetch import plan
 
     planned = plan(name)
-    needed = sum(p.file.size for p in planned.files) if force else planned.to_fetch
+    needed = sum(p.file.size for p in planned.files if force or p.path is None)
     rows = [
         (p.file.file, quantity(p.file.size, "B") if p.file.size else "?", "yes" if p.path else "no", p.file.repo)
         for p in planned.files

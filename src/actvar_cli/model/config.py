@@ -176,6 +176,11 @@ class ModelConfig(Frozen):
         return given or (0.0,) * len(self.tokenizer.patch_nums)
 
     @property
+    def dense(self) -> ModelConfig:
+        """The same architecture as it was published, without what actvar adds."""
+        return self.model_copy(update={"experts": None, "token_gate": None})
+
+    @property
     def is_dense(self) -> bool:
         """Whether nothing was converted: the model as published."""
         return self.experts is None and self.token_gate is None

@@ -69,7 +69,7 @@ def dense_macs(config: ModelConfig, images: int = 1) -> int:
 
     The first scale's input is the class embedding and takes no product.
     """
-    plain = config.model_copy(update={"experts": None, "token_gate": None})
+    plain = config.dense
     rows, seen, total = 2 * images, 0, adaln_macs(config, 2 * images)
     for scale, pn in enumerate(config.tokenizer.patch_nums):
         tokens = pn * pn * rows

@@ -33,6 +33,7 @@ __all__ = [
     "read_config",
     "read_lineage",
     "save",
+    "tokenizer_beside",
     "write_tensors",
     "write_tokenizer",
     "write_transformer",
@@ -57,11 +58,16 @@ def save(
     with ExitStack() as stack:
         temporary = stack.enter_context(new_file(path, force=force))
         if not (reference and reference.name in KNOWN):
-            beside = path.parent / f"{path.stem}.tokenizer.safetensors"
+            beside = tokenizer_beside(path)
             digest = write_tokenizer(stack.enter_context(new_file(beside, force=force)), model)
             reference = TokenizerReference(name=beside.name, sha256=digest)
         write_transformer(temporary, model, reference, lineage, dtype=dtype)
     return path
+
+
+def tokenizer_beside(path: Path) -> Path:
+    """Where the tokenizer of the model in the file ``path`` is written, if it has one of its own."""
+    return path.with_name(f"{path.stem}.tokenizer.safetensors")
 
 
 def write_transformer(

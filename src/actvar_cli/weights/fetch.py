@@ -49,7 +49,7 @@ class Listing:
 def _hub() -> Any:
     """The Hub's client, quiet: what it has to say is said by this program."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import huggingface_hub
+    import huggingface_hub.constants
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return huggingface_hub
@@ -96,11 +96,6 @@ class Plan:
     files: tuple[Planned, ...]
     free: int
 
-    @property
-    def to_fetch(self) -> int:
-        """Bytes that would come over the network, as far as they are known."""
-        return sum(planned.file.size for planned in self.files if planned.path is None)
-
 
 def plan(name: str) -> Plan:
     """What fetching ``name`` would bring to this machine; asks no network. Raises InputError for an unknown name."""
@@ -114,9 +109,7 @@ def plan(name: str) -> Plan:
 
 def _free_bytes() -> int:
     """What is free on the disk of the Hub's cache, which need not exist yet."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    place = Path(HF_HUB_CACHE).absolute()
+    place = Path(_hub().constants.HF_HUB_CACHE).absolute()
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free

@@ -20,8 +20,9 @@ from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
-from actvar_cli.weights.artefact import CONFIG_KEY, parse_config
+from actvar_cli.weights.artefact import CONFIG_KEY, parse_config, tokenizer_beside
 from actvar_cli.weights.checkpoint import Checkpoint, read_checkpoint
+from actvar_cli.weights.export import TOKENIZER
 from actvar_cli.weights.fetch import fetch, fetch_tokenizer, hub_file, parse_hub_name
 from actvar_cli.weights.files import file_digest
 from actvar_cli.weights.infer import infer_patch_nums, infer_tokenizer, infer_transformer
@@ -33,7 +34,7 @@ DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 
 def tokenizer_files(path: Path) -> tuple[str, ...]:
     """Where the tokenizer of a plain state dict is looked for, beside it; the first that is there counts."""
-    return f"{path.stem}.tokenizer.safetensors", "tokenizer.safetensors", "vae_ch160v4096z32.pth"
+    return tokenizer_beside(path).name, TOKENIZER, "vae_ch160v4096z32.pth"
 
 
 @dataclass(frozen=True)
@@ -158,15 +159,12 @@ def _guessed_tokenizer(
     zoo = [n for n, entry in KNOWN.items() if not entry.embedded]
     published = zoo[-1] if patch_nums[-1] == 32 else zoo[0]
     fits = _vocab_and_channels(transformer) == (4096, 32) and patch_nums[-1] in (16, 32)
-    path = (
-        None
-        if source.zoo_name
-        else next((p for f in tokenizer_files(source.path) if (p := _try(source.beside, f))), None)
-    )
+    names = () if source.zoo_name else tokenizer_files(source.path)
+    path = next((p for name in names if (p := _try(source.beside, name))), None)
     if path is None and not fits:
         raise InputError(
             f"{source.path} is not of the published tokenizer, and has none of its own: "
-            f"put the tokenizer beside it as {tokenizer_files(source.path)[1]!r}"
+            f"put the tokenizer beside it as {TOKENIZER!r}"
         )
     path = path or fetch_tokenizer(source.zoo_name or published)
     file, digest = KNOWN[published].tokenizer, file_digest(path)

@@ -1,4 +1,4 @@
-"""The published layout: a transformer's weights under the keys, and in the order, of the authors' own code.
+"""The published layout: a transformer's weights under the keys of the authors' own code.
 
 Whatever actvar adds (router, token gate, reconstruction) is left out and the neurons go back to where they were, so
 what is written computes what the model computes with everything on.
@@ -15,22 +15,22 @@ from torch import Tensor
 from actvar_cli.errors import InputError
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.sampling import ActVAR
-from actvar_cli.weights.artefact import as_stored, write_tensors, write_tokenizer
+from actvar_cli.model.var import VAR
+from actvar_cli.weights.artefact import as_stored, tokenizer_beside, write_tensors, write_tokenizer
 from actvar_cli.weights.files import new_file
 from actvar_cli.weights.zoo import KNOWN
 
 SUFFIXES = (".safetensors", ".pth")
-OWN = (".router.", ".token_gate.", ".reconstruction.", ".expert_mean", ".permutation")
-"""Parts of the keys that the published code does not have."""
 
 
 def published_state(model: ActVAR) -> dict[str, Tensor]:
     """The transformer's state dict as the published code would write it, its three derived buffers included."""
     var = model.transformer
-    state = {key: t.detach() for key, t in var.state_dict().items() if not any(part in key for part in OWN)}
-    state["lvl_1L"], state["attn_bias_for_masking"] = var.lvl_1L, var.attn_bias_for_masking
+    with torch.device("meta"):
+        dense = VAR(model.config.dense)
+    tensors = {**var.state_dict(), **dict(var.named_buffers())}
+    state = {key: tensors[key] for key in (*dense.state_dict(), *dict(dense.named_buffers()))}
     for i, block in enumerate(var.stack):
-        state[f"blocks.{i}.attn.zero_k_bias"] = block.attn.zero_k_bias
         if isinstance(block.ffn, ExpertFFN):
             back = block.ffn.permutation.argsort()
             for key in ("fc1.weight", "fc1.bias"):
@@ -53,13 +53,13 @@ def write_published(path: Path, model: ActVAR, *, dtype: str = "float32", force:
     """
     check_suffix(path)
     reference, written = model.config.tokenizer_reference, [path]
-    state = {key: as_stored(tensor, dtype) for key, tensor in published_state(model).items()}
     with ExitStack() as stack:
         temporary = stack.enter_context(new_file(path, force=force))
         entry = KNOWN.get(reference.name) if reference else None
         if entry is None or entry.embedded:
-            written.append(path.parent / f"{path.stem}.tokenizer.safetensors")
+            written.append(tokenizer_beside(path))
             write_tokenizer(stack.enter_context(new_file(written[1], force=force)), model)
+        state = {key: as_stored(tensor, dtype) for key, tensor in published_state(model).items()}
         if path.suffix == ".pth":
             torch.save(state, temporary)
         else:
