@@ -45,5 +45,11 @@ def test_dry_run_says_what_would_come(actvar: Actvar) -> None:
     assert actvar("fetch", "var-d161", "--dry-run").code == 2
 
 
+def test_dry_run_does_not_know_the_size_of_any_file(actvar: Actvar) -> None:
+    assert "\n? to fetch, " in actvar("fetch", "hf://me/mine", "--dry-run").out
+    found = actvar("fetch", "hf://me/mine", "--dry-run", "--json").json
+    assert (found["bytes_to_fetch"], found["files"][0]["bytes"]) == (None, None)
+
+
 def test_dry_run_of_what_ships_with_the_package(actvar: Actvar) -> None:
     assert actvar("fetch", "var-fashion", "--dry-run").out.startswith("var-fashion ships with actvar.\n0 B to fetch, ")

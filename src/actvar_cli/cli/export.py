@@ -19,7 +19,7 @@ class S(ExportSettings):
 
     format: Annotated[
         Literal["actvar", "var"],
-        Field(description="actvar: a folder; var: one .safetensors or .pth for anybody's VAR code"),
+        Field(description="a folder (actvar), or one .safetensors or .pth for anybody's VAR code (var)"),
     ] = "actvar"
 
 

@@ -38,7 +38,9 @@ def _plan(name: str, force: bool, out: Out) -> None:
     from actvar_cli.weights.fetch import plan
 
     planned = plan(name)
-    needed = sum(p.file.size for p in planned.files if force or p.path is None)
+    sizes = [p.file.size for p in planned.files if force or p.path is None]
+    # Only the Hub knows the size of a file that nobody listed here, and a dry run asks no network.
+    needed = sum(sizes) if all(sizes) else None
     rows = [
         (p.file.file, quantity(p.file.size, "B") if p.file.size else "?", "yes" if p.path else "no", p.file.repo)
         for p in planned.files
@@ -57,6 +59,6 @@ def _plan(name: str, force: bool, out: Out) -> None:
     out.result(
         {"name": name, "files": files, "bytes_to_fetch": needed, "bytes_free": planned.free},
         table("file", "size", "here", "repository", rows=rows) if rows else f"{name} ships with actvar.",
-        f"{quantity(needed, 'B')} to fetch, {quantity(planned.free, 'B')} free.",
+        f"{'?' if needed is None else quantity(needed, 'B')} to fetch, {quantity(planned.free, 'B')} free.",
         names=[p.file.file for p in planned.files],
     )
