@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actvar_cli.convert.calibration import draw_samples, measured_cost
+from actvar_cli.convert.calibration import measured_cost
 from actvar_cli.convert.convert import Converted, convert
+from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.errors import InputError
 from actvar_cli.model.router import Router

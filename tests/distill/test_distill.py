@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from actvar_cli.convert.calibration import draw_samples, measured_cost
+from actvar_cli.convert.calibration import measured_cost
 from actvar_cli.convert.convert import convert
+from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill import distill as module
 from actvar_cli.distill.distill import Distilled, distill

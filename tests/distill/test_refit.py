@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import draw_samples
 from actvar_cli.convert.convert import convert
+from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.losses import hidden_error, scale_weights
 from actvar_cli.distill.refit import Part, refit, solve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from actvar_cli.convert.calibration import draw_samples
+from actvar_cli.convert.recording import draw_samples
 from actvar_cli.distill.token_stage import drop_idle_gates
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR

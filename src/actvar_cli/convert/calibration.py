@@ -1,88 +1,24 @@
-"""What the teacher does on its own samples, and which threshold costs what."""
+"""Which threshold costs what: predicted from scores, measured in real sampling."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from actvar_cli.model.block import Decisions, Record, TeacherForced
-from actvar_cli.model.config import Dial
-from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
+from actvar_cli.convert.recording import sampling_batch
+from actvar_cli.model.config import Dial, ModelConfig
+from actvar_cli.model.counters import WorkCounter, dense_macs, ffn_macs, router_macs
+from actvar_cli.model.sampling import ActVAR, balanced_labels
 from actvar_cli.progress import Progress
 
+TOLERANCE = 0.002
+"""How near to its budget a measured cost must be for its threshold to be taken."""
 
-@dataclass(frozen=True)
-class TeacherSamples:
-    """Images drawn from a model, as ``labels`` (N,) and ``tokens`` (N, L)."""
-
-    labels: Tensor
-    tokens: Tensor
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-
-def draw_samples(teacher: ActVAR, count: int, *, seed: int, progress: Progress, batch: int = 32) -> TeacherSamples:
-    """Sample ``count`` images with classes in turn; CFG as in `SamplingSettings`."""
-    labels = balanced_labels(count, teacher.config.transformer.num_classes)
-    tokens: list[Tensor] = []
-    with progress.task("sampling the teacher", count) as task:
-        for i, part in enumerate(labels.split(batch)):
-            tokens.append(teacher.sample(part, seed=seed + i).tokens)
-            task.advance(len(part))
-    return TeacherSamples(labels.to(teacher.device), torch.cat(tokens))
-
-
-@torch.no_grad()
-def decisions_at(model: ActVAR, samples: TeacherSamples, threshold: float, images: int) -> list[Decisions]:
-    """What every block decides at ``threshold``, teacher-forced on both rows of the first ``images`` samples."""
-    rows, var_input = paired_rows(model, samples.labels[:images], samples.tokens[:images])
-    context = model.transformer.teacher_forced(threshold)
-    model.transformer(rows, var_input, context)
-    return context.decisions
-
-
-@torch.no_grad()
-def record_blocks(
-    model: ActVAR,
-    samples: TeacherSamples,
-    *,
-    positions: Tensor,
-    per_image: int,
-    threshold: float | None,
-    generator: torch.Generator,
-    progress: Progress,
-    label: str,
-    batch: int = 8,
-) -> list[Record]:
-    """Run teacher-forced over ``samples`` and keep, from every block, ``per_image`` random tokens per image.
-
-    ``positions`` (P,) are the positions of the sequence to choose from. Both rows of CFG take part.
-    """
-    length = model.config.tokenizer.num_tokens
-    chunks: list[list[Record]] = []
-    with progress.task(label, len(samples)) as task:
-        for i in range(0, len(samples), batch):
-            labels, tokens = samples.labels[i : i + batch], samples.tokens[i : i + batch]
-            rows, var_input = paired_rows(model, labels, tokens)
-            count = per_image * len(labels)
-            choice = torch.randint(len(positions), (count,), generator=generator)
-            row = torch.randint(len(rows), (count,), generator=generator)
-            pick = row.to(model.device) * length + positions.to(model.device)[choice.to(model.device)]
-            context: TeacherForced = model.transformer.teacher_forced(threshold, pick=pick)
-            model.transformer(rows, var_input, context)
-            chunks.append(context.records)
-            task.advance(len(labels))
-    names = ("h", "h_ffn", "gain", "update", "out")
-    return [
-        Record(*(torch.cat([getattr(chunk[b], name) for chunk in chunks]) for name in names))
-        for b in range(model.config.transformer.depth)
-    ]
+Cost = Callable[[float], float]
+"""The cost at a threshold."""
 
 
 @torch.inference_mode()
@@ -90,12 +26,89 @@ def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int) ->
     """Cost of free-running sampling at ``threshold``, counted by the model on ``images`` images."""
     counter = WorkCounter(model.config)
     before, model.threshold = model.threshold, threshold
+    labels = balanced_labels(images, model.config.transformer.num_classes)
     try:
-        labels = balanced_labels(images, model.config.transformer.num_classes)
-        model.sample(labels, seed=seed, counter=counter)
+        for i, part in enumerate(labels.split(sampling_batch(model.config))):
+            model.sample_tokens(part, seed=seed + i, counter=counter)
     finally:
         model.threshold = before
     return counter.cost
+
+
+def predicted_cost(config: ModelConfig, scores: Sequence[Tensor], scale: Tensor) -> Cost:
+    """The cost at any threshold if every token scored its experts like those recorded.
+
+    ``scores`` (n, E) of every block are of tokens at ``scale`` (n,). Token gates are not part of it. What this cannot
+    know is how leaving experts out changes what later tokens look like.
+    """
+    assert config.experts is not None
+    patch_nums, dense = config.tokenizer.patch_nums, dense_macs(config)
+    # Both rows of an image, so that the sum over the recorded pairs is the work of one image.
+    tokens = torch.tensor([2.0 * pn * pn for pn in patch_nums])
+    weight = (tokens / torch.bincount(scale.cpu(), minlength=len(patch_nums)).clamp_min(1))[scale.cpu()]
+    offsets = torch.tensor(config.scale_offsets)[scale.cpu()]
+    # A score counts against the threshold after its scale's offset.
+    levels = torch.stack([block.float().cpu() for block in scores]) + offsets[:, None]
+    rising, order = levels.flatten().sort()
+    pairs = weight.repeat_interleave(levels.shape[-1]).repeat(len(scores))[order].double()
+    depth, experts = config.transformer.depth, config.experts.num_experts
+    per_image = round(float(tokens.sum()))
+    always = dense - depth * (ffn_macs(config, per_image * experts) - router_macs(config, per_image))
+    # Scales of which no token was recorded count as the others do on average.
+    share = depth * per_image * experts / float(pairs.sum())
+    above = np.append(pairs.flip(0).cumsum(0).flip(0).numpy() * share, 0.0)
+    cuts = rising.numpy()
+
+    def cost(threshold: float) -> float:
+        active = above[np.searchsorted(cuts, threshold, side="right")]
+        return float((always + active * ffn_macs(config, 1)) / dense)
+
+    return cost
+
+
+class CostCurve:
+    """The cost by threshold: a ``guess``, or a straight line, corrected by what was measured in between.
+
+    The thresholds lie in ``span``; cost falls as they rise.
+    """
+
+    def __init__(self, measure: Cost, span: tuple[float, float], guess: Cost | None) -> None:
+        self.measure, self.span, self.guess = measure, span, guess or (lambda _: 0.0)
+        self.seen: dict[float, float] = {}
+        if guess is None:
+            for end in span:
+                self.cost(end)
+
+    def cost(self, threshold: float) -> float:
+        """The measured cost."""
+        if threshold not in self.seen:
+            self.seen[threshold] = self.measure(threshold)
+        return self.seen[threshold]
+
+    def at(self, threshold: float) -> float:
+        """The expected cost."""
+        if not self.seen:
+            return self.guess(threshold)
+        where = sorted(self.seen)
+        errors = [self.seen[t] - self.guess(t) for t in where]
+        return self.guess(threshold) + float(np.interp(threshold, where, errors))
+
+    def reaches(self, budget: float) -> bool:
+        """Whether a threshold can be expected to cost just ``budget``."""
+        low, high = self.span
+        return self.at(high) < budget < self.at(low)
+
+    def solve(self, budget: float) -> float:
+        """The threshold that is expected to cost ``budget``, kept off those that were measured already."""
+        low = max((t for t, c in self.seen.items() if c >= budget), default=self.span[0])
+        high = min((t for t, c in self.seen.items() if t > low and c < budget), default=self.span[1])
+        ends = low, high
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.at(middle) >= budget else (low, middle)
+        # Off the ends, so that both sides close in where the curve is bent.
+        margin = 0.15 * (ends[1] - ends[0]) if all(end in self.seen for end in ends) else 0.0
+        return min(max(low, ends[0] + margin), ends[1] - margin)
 
 
 def calibrate_dials(
@@ -105,36 +118,34 @@ def calibrate_dials(
     span: tuple[float, float],
     seed: int,
     progress: Progress,
+    guess: Cost | None = None,
     images: int = 24,
+    most: int = 10,
 ) -> tuple[Dial, ...]:
     """Find, for each budget that can be reached, the threshold at which real sampling costs just that.
 
-    ``span`` brackets the thresholds. Cost falls as the threshold rises, though free-running sampling makes it jitter a
-    little: the search narrows by interpolation and halving and takes the nearest threshold seen.
+    Every trial samples ``images`` images. A budget takes at most ``most`` of them; with ``most=0``, all budgets
+    together take two, and what lies between is interpolated. ``span`` brackets the thresholds, ``guess`` tells the
+    cost before anything was measured.
     """
-    seen: dict[float, float] = {}
+    curve = CostCurve(lambda t: measured_cost(model, t, images=images, seed=seed), span, guess)
     dials: list[Dial] = []
-
-    def cost(threshold: float) -> float:
-        if threshold not in seen:
-            seen[threshold] = measured_cost(model, threshold, images=images, seed=seed)
-        return seen[threshold]
-
     with progress.task("calibrating budgets", len(budgets)) as task:
+        if not most:
+            for budget in (min(budgets), max(budgets)):
+                if curve.reaches(budget):
+                    curve.cost(curve.solve(budget))
         for budget in sorted(budgets):
-            low, high = span
-            if not cost(high) < budget < cost(low):
+            if not curve.reaches(budget):
                 task.advance(note=f"{budget:g} out of reach")
                 continue
-            for _ in range(10):
-                low = max((t for t in seen if t <= high and seen[t] >= budget), default=low)
-                high = min((t for t in seen if t > low and seen[t] < budget), default=high)
-                share = (cost(low) - budget) / max(cost(low) - cost(high), 1e-9)
-                # Kept off the ends, so that both sides close in where the curve is bent.
-                threshold = low + min(max(share, 0.15), 0.85) * (high - low)
-                if abs(cost(threshold) - budget) < 0.002:
+            threshold = curve.solve(budget)
+            for _ in range(most):
+                if abs(curve.cost(threshold) - budget) < TOLERANCE:
                     break
-            best = min(seen, key=lambda t: abs(seen[t] - budget))
-            dials.append(Dial(budget=budget, threshold=best, cost=seen[best]))
+                threshold = curve.solve(budget)
+            if most:
+                threshold = min(curve.seen, key=lambda t: abs(curve.seen[t] - budget))
+            dials.append(Dial(budget=budget, threshold=threshold, cost=curve.at(threshold)))
             task.advance(note=f"{budget:g}")
     return tuple(dials)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, draw_samples, record_blocks
+from actvar_cli.convert.calibration import calibrate_dials, predicted_cost
 from actvar_cli.convert.grouping import group_neurons
-from actvar_cli.convert.regression import fit_perceptron, relative_energy
-from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples
+from actvar_cli.convert.regression import fit_perceptron
+from actvar_cli.convert.settings import ConvertSettings, affordable_images
 from actvar_cli.errors import ActvarError, InputError
-from actvar_cli.model.block import Block, Record
+from actvar_cli.model.block import Block
 from actvar_cli.model.config import ExpertsConfig
+from actvar_cli.model.device import return_memory
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.model.var import VAR
@@ -29,6 +31,12 @@ BUDGETS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 DEFAULT_BUDGET = 0.8
 """Where a model that was only converted works, unless told otherwise."""
+
+TOKENS = 8192
+"""Tokens of each block that a router is fitted to."""
+
+CHUNK = 1024
+"""Tokens whose experts' outputs are held at once."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +73,28 @@ def permute_experts(block: Block, permutation: Tensor) -> None:
 
 
 @torch.no_grad()
-def calibrate_router(block: Block, record: Record, generator: torch.Generator) -> float:
-    """Set the experts' means and fit the router to what each expert's absence would change; returns the fit (R^2).
+def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator) -> tuple[float, Tensor]:
+    """Set the experts' means and fit the router to what each expert's absence would change.
 
     The target is the log energy of the expert's deviation from its mean, after g2, relative to the block's output.
+    Returns the fit (R^2) and the scores (n, E).
     """
     ffn = block.ffn
     assert isinstance(ffn, ExpertFFN)
-    outputs = torch.cat([ffn.expert_outputs(h) for h in record.h_ffn.split(2048)])
-    ffn.expert_mean.copy_(outputs.mean(0))
-    deviation = (outputs - ffn.expert_mean) * record.gain.unsqueeze(1)
-    targets = relative_energy(deviation, record.out.unsqueeze(1))
-    return fit_perceptron(block.router, record.h_ffn, targets, generator)
+    h = record.h.to(ffn.expert_mean.dtype)
+    parts = [slice(i, i + CHUNK) for i in range(0, len(h), CHUNK)]
+    # The second layer is linear: the mean output follows from the mean of what it reads.
+    average = torch.stack([ffn.hidden(h[part]).sum(0) for part in parts]).sum(0) / len(h)
+    for expert, mean in enumerate(ffn.expert_mean):
+        mean.copy_(ffn.output_of(expert, average))
+    energies = torch.empty(len(h), ffn.num_experts, dtype=h.dtype, device=h.device)
+    for part in parts:
+        hidden = ffn.hidden(h[part])
+        for expert, mean in enumerate(ffn.expert_mean):
+            deviation = ffn.output_of(expert, hidden, -mean) * record.gain[part]
+            energies[part, expert] = deviation.square().sum(1)
+    relative = energies / record.energy.clamp_min(1e-12).unsqueeze(1)
+    return fit_perceptron(block.router, h, relative.clamp_min(1e-12).log(), generator), block.router(h)
 
 
 def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
@@ -88,19 +106,38 @@ def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
     return tuple(math.log(patch_nums[-1] / pn) for pn in patch_nums)
 
 
+def with_experts(teacher: ActVAR, experts: ExpertsConfig) -> ActVAR:
+    """A model with the weights of ``teacher``, which it shares, and room for what ``experts`` needs."""
+    config = teacher.config.model_copy(update={"experts": experts, "default_budget": DEFAULT_BUDGET})
+    with torch.device("meta"):
+        transformer = VAR(config)
+    weights = teacher.transformer.state_dict()
+    # A number for every new parameter, all of which are set later.
+    fresh = {
+        key: torch.zeros(tensor.shape, dtype=tensor.dtype, device=teacher.device)
+        for key, tensor in transformer.state_dict().items()
+        if key not in weights
+    }
+    transformer.load_state_dict({**weights, **fresh}, assign=True)
+    transformer.derive_buffers()
+    return ActVAR(config, transformer.to(teacher.device), teacher.tokenizer).eval()
+
+
 @torch.no_grad()
-def largest_difference(teacher: ActVAR, student: ActVAR, samples: TeacherSamples, images: int = 8) -> float:
-    """Largest absolute logit difference, teacher-forced on both rows, with every expert on and routed."""
-    rows, var_input = paired_rows(teacher, samples.labels[:images], samples.tokens[:images])
-    everything = student.transformer.teacher_forced(threshold=-torch.inf)
-    difference = teacher.transformer(rows, var_input) - student.transformer(rows, var_input, everything)
-    return float(difference.abs().max())
+def reference_logits(model: ActVAR, samples: TeacherSamples, images: int) -> Tensor:
+    """Logits (2 images, L, vocab), teacher-forced on both rows, with every expert on and routed."""
+    rows, var_input = paired_rows(model, samples.labels[:images], samples.tokens[:images])
+    logits: Tensor = model.transformer(rows, var_input, model.transformer.teacher_forced(threshold=-torch.inf))
+    return logits
 
 
 def convert(
     teacher: ActVAR, settings: ConvertSettings, *, seed: int = 0, progress: Progress | None = None
 ) -> Converted:
-    """Split every FFN of ``teacher`` into experts and fit routers; ``teacher`` stays as it is.
+    """Split every FFN of ``teacher`` into experts and fit routers.
+
+    The result shares its weights with ``teacher``, so that a model of many GB is in memory once: the neurons of the
+    teacher's FFNs change places, what they compute together stays the same.
 
     Raises InputError where the settings do not suit the model, ActvarError where the result is not the same function.
     """
@@ -108,46 +145,49 @@ def convert(
     progress = progress or Progress()
     generator = torch.Generator().manual_seed(seed)
     arch = teacher.config.transformer
-    experts = ExpertsConfig(
-        num_experts=settings.experts,
-        router_dim=max(8, arch.embed_dim // 8),
-        method=settings.method,
-        scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums),
-    )
-    config = teacher.config.model_copy(update={"experts": experts, "default_budget": DEFAULT_BUDGET})
-    transformer = VAR(config).to(teacher.device)
-    missing, unexpected = transformer.load_state_dict(teacher.transformer.state_dict(), strict=False)
-    own = (".router.", ".expert_mean", ".permutation")
-    if unexpected or not all(any(part in key for part in own) for key in missing):
-        raise ActvarError(f"unexpected weights: {[*unexpected, *missing][:3]}")
-    student = ActVAR(config, transformer, teacher.tokenizer).eval()
-    blocks = transformer.stack
-    with progress.task(f"splitting FFNs ({settings.method})", arch.depth) as task:
-        for block in blocks:
-            weight = block.ffn.fc1.weight.detach().cpu()
-            permute_experts(block, group_neurons(weight, settings.experts, settings.method, generator))
-            task.advance()
-    samples = draw_samples(teacher, settings.images, seed=seed, progress=progress)
-    records = record_blocks(
+    images = settings.images or affordable_images(teacher.config, 256)
+    recorder = Recorder(teacher, max(1, TOKENS // images), generator)
+    samples = draw_samples(teacher, images, seed=seed, progress=progress, recorder=recorder)
+    checked = max(1, min(8, images // 16))
+    before = reference_logits(teacher, samples, checked)
+    student = with_experts(
         teacher,
-        samples,
-        positions=torch.arange(config.tokenizer.num_tokens),
-        per_image=max(1, 8192 // settings.images),
-        threshold=None,
-        generator=generator,
-        progress=progress,
-        label="recording activations",
+        ExpertsConfig(
+            num_experts=settings.experts,
+            router_dim=max(8, arch.embed_dim // 8),
+            method=settings.method,
+            scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums),
+        ),
     )
     fits: list[float] = []
-    with progress.task("fitting routers", arch.depth) as task:
-        for block, record in zip(blocks, records, strict=True):
-            fits.append(calibrate_router(block, record, generator))
-            task.advance(note=f"R2 {fits[-1]:.2f}")
-    difference = largest_difference(teacher, student, samples)
-    if difference > TOLERANCE:
+    scores: list[Tensor] = []
+    with progress.task(f"splitting FFNs ({settings.method}), fitting routers", arch.depth) as task:
+        for block, record in zip(student.transformer.stack, recorder.records(), strict=True):
+            weight = block.ffn.fc1.weight.detach().cpu()
+            permute_experts(block, group_neurons(weight, settings.experts, settings.method, generator))
+            fit, scored = calibrate_router(block, record, generator)
+            fits.append(fit)
+            scores.append(scored)
+            return_memory()
+            task.advance(note=f"R2 {fit:.2f}")
+    difference = float((before - reference_logits(student, samples, checked)).abs().max())
+    if not difference <= TOLERANCE:
         raise ActvarError(f"with all experts on, a logit differs by {difference:.2e}, more than {TOLERANCE:g}")
-    dials = calibrate_dials(student, BUDGETS, span=(-25.0, 5.0), seed=seed, progress=progress)
-    student.config = transformer.config = config.model_copy(update={"dials": dials})
+    del before
+    return_memory()
+    few = affordable_images(student.config, 24)
+    dials = calibrate_dials(
+        student,
+        BUDGETS,
+        span=(-25.0, 5.0),
+        seed=seed,
+        progress=progress,
+        guess=predicted_cost(student.config, scores, recorder.scales),
+        images=few // 4 if few < 24 else few,
+        most=0 if few < 24 else 10,
+    )
+    student.config = student.transformer.config = student.config.model_copy(update={"dials": dials})
     if any(d.budget == DEFAULT_BUDGET for d in dials):
         student.set_budget(DEFAULT_BUDGET)
+    return_memory()
     return Converted(student, difference, tuple(fits))

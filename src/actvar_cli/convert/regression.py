@@ -34,7 +34,7 @@ def fit_perceptron(net: nn.Module, inputs: Tensor, targets: Tensor, generator: t
     net.requires_grad_(True)
     with torch.enable_grad():
         for _ in range(steps):
-            index = torch.randint(len(inputs), (1024,), generator=generator).to(inputs.device)
+            index = torch.randint(len(inputs), (512,), generator=generator).to(inputs.device)
             loss = (net(inputs[index]) - targets[index]).square().mean()
             opt.zero_grad(set_to_none=True)
             loss.backward()

@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from actvar_cli.convert.calibration import TeacherSamples, calibrate_dials, decisions_at, draw_samples
+from actvar_cli.convert.calibration import calibrate_dials
 from actvar_cli.convert.convert import BUDGETS
+from actvar_cli.convert.recording import TeacherSamples, decisions_at, draw_samples
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights

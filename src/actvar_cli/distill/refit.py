@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import TeacherSamples
+from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.losses import hidden_error, scale_weights
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.sampling import ActVAR, paired_rows

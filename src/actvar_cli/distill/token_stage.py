@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from actvar_cli.convert.calibration import TeacherSamples, decisions_at, record_blocks
+from actvar_cli.convert.recording import TeacherSamples, decisions_at, record_blocks
 from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.model.config import ModelConfig, TokenGateConfig

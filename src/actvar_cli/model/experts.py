@@ -54,9 +54,13 @@ class ExpertFFN(FFN):
             return super().forward(x)
         return self._skip(x, on) if on.dtype == torch.bool else self._mask(x, on)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the second layer reads, (…, hidden), with every expert on."""
+        return F.gelu(self.fc1(x), approximate="tanh")
+
     def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:
-        """What the second layer reads, (…, hidden), with zeros where an expert is not ``on`` (…, E, floating)."""
-        hidden = F.gelu(self.fc1(x), approximate="tanh").unflatten(-1, (self.num_experts, self.expert_dim))
+        """The same with zeros where an expert is not ``on`` (…, E, floating)."""
+        hidden = self.hidden(x).unflatten(-1, (self.num_experts, self.expert_dim))
         return (hidden * on.unsqueeze(-1)).flatten(-2)  # type: ignore[no-any-return]
 
     def _mask(self, x: Tensor, on: Tensor) -> Tensor:
@@ -81,8 +85,7 @@ class ExpertFFN(FFN):
                 out.index_add_(0, tokens, y)
         return out
 
-    def expert_outputs(self, x: Tensor) -> Tensor:
-        """What each expert adds before the bias, (…, E, C); for calibration, not for speed."""
-        hidden = F.gelu(self.fc1(x), approximate="tanh").unflatten(-1, (self.num_experts, self.expert_dim))
-        weight = self.fc2.weight.unflatten(1, (self.num_experts, self.expert_dim))
-        return torch.einsum("...eh,ceh->...ec", hidden, weight)
+    def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What one expert makes of ``hidden`` (…, hidden), plus ``bias``: (…, C)."""
+        part = slice(expert * self.expert_dim, (expert + 1) * self.expert_dim)
+        return F.linear(hidden[..., part], self.fc2.weight[:, part], bias)

@@ -151,9 +151,26 @@ class ActVAR(nn.Module):
 
         ``seed=None`` draws from torch's global generator. ``counter`` collects the work done.
         """
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        labels = torch.as_tensor(labels, dtype=torch.long, device=self.device)
-        return sample(self, labels, settings or SamplingSettings(), generator, counter)
+        return sample(self, self._labels(labels), settings or SamplingSettings(), self._generator(seed), counter)
+
+    @torch.inference_mode()
+    def sample_tokens(
+        self,
+        labels: Tensor | list[int],
+        *,
+        seed: int | None = None,
+        settings: SamplingSettings | None = None,
+        counter: WorkCounter | None = None,
+    ) -> Tensor:
+        """The tokens (B, L) of `sample`, without decoding them."""
+        settings = settings or SamplingSettings()
+        return sample_latent(self, self._labels(labels), settings, self._generator(seed), counter)[1]
+
+    def _labels(self, labels: Tensor | list[int]) -> Tensor:
+        return torch.as_tensor(labels, dtype=torch.long, device=self.device)
+
+    def _generator(self, seed: int | None) -> torch.Generator | None:
+        return None if seed is None else torch.Generator(self.device).manual_seed(seed)
 
     def forward(self, labels: Tensor) -> Tensor:
         """Images (B, C, S, S) for labels (B,) with the default settings: what profilers trace."""
@@ -167,7 +184,19 @@ def sample(
     generator: torch.Generator | None,
     counter: WorkCounter | None,
 ) -> Samples:
-    """The walk over the scales; see `ActVAR.sample`."""
+    """See `ActVAR.sample`."""
+    latent, tokens = sample_latent(model, labels, settings, generator, counter)
+    return Samples(model.tokenizer.decode_latent(latent).add(1).mul(0.5), tokens)
+
+
+def sample_latent(
+    model: ActVAR,
+    labels: Tensor,
+    settings: SamplingSettings,
+    generator: torch.Generator | None,
+    counter: WorkCounter | None,
+) -> tuple[Tensor, Tensor]:
+    """The walk over the scales: what the decoder reads, (B, z, S', S'), and the tokens (B, L)."""
     var, quantizer, patch_nums = model.transformer, model.tokenizer.quantize, model.config.tokenizer.patch_nums
     batch, last = len(labels), len(patch_nums) - 1
     no_class = torch.full_like(labels, model.config.transformer.num_classes)
@@ -199,5 +228,4 @@ def sample(
         else:
             h = quantizer.lookup(index, scale)
         f_hat = f_hat + quantizer.contribution(h, scale)
-    images = model.tokenizer.decode_latent(f_hat).add(1).mul(0.5)
-    return Samples(images, torch.cat(tokens, dim=1))
+    return f_hat, torch.cat(tokens, dim=1)

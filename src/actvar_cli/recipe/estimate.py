@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actvar_cli.convert.settings import affordable_images
 from actvar_cli.recipe.pictures import SHOWN_CLASSES
 from actvar_cli.recipe.steps import (
     AnyStep,
@@ -80,11 +81,14 @@ def parameters(config: ModelConfig) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def passes(step: AnyStep, classes: int) -> float:
+def passes(step: AnyStep, config: ModelConfig) -> float:
     """How many times a step does the work of sampling one image densely; a backward pass counts twice."""
+    classes = config.transformer.num_classes
     match step:
         case ConvertStep():
-            return 2 * step.images + CALIBRATION_IMAGES
+            images = step.images or affordable_images(config, 256)
+            # A large model is measured at few thresholds, on few images.
+            return images + min(CALIBRATION_IMAGES, 2 * affordable_images(config, CALIBRATION_IMAGES))
         case DistillStep():
             steps = step.stages.experts.steps + step.stages.tokens.steps
             # Each: the teacher forward, the student forward and backward.
@@ -109,10 +113,11 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
     width, depth, length = config.transformer.embed_dim, config.transformer.depth, config.tokenizer.num_tokens
     # Activations of one image (two rows) through one block: some twenty arrays as wide as the model.
     activations = 2 * 20 * length * width * BYTES
-    work = passes(step, config.transformer.num_classes)
+    work = passes(step, config)
     memory, disk = weights, 0
     if isinstance(step, ConvertStep):
-        memory, disk = 2 * weights + depth * 8192 * 5 * width * BYTES, weights
+        # What the routers are fitted to, as bfloat16, and the keys and values of one image.
+        memory, disk = weights + depth * width * (8192 * 2 + 4 * length * BYTES), weights
     elif isinstance(step, DistillStep):
         # Teacher, student, and for what learns its gradients and two moments.
         memory, disk = 5 * weights + step.batch * activations * depth, weights

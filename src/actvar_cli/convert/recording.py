@@ -1,0 +1,197 @@
+"""What a model does on its own samples: the tokens it draws, and what its blocks compute on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actvar_cli.model.block import Block, Decisions, Record, Sampling, TeacherForced
+from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.device import return_memory
+from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
+from actvar_cli.progress import Progress
+
+CACHE_BYTES = 2**28
+"""Room for the keys and values of images that are sampled together while calibrating; one image may take more."""
+
+
+@dataclass(frozen=True)
+class TeacherSamples:
+    """Images drawn from a model, as ``labels`` (N,) and ``tokens`` (N, L)."""
+
+    labels: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class FFNRecord:
+    """What one block's FFN read and did, for the n tokens that were picked.
+
+    ``h`` (n, C) is its input after AdaLN, in bfloat16, ``gain`` (n, C) the FFN's g2, ``energy`` (n,) the squared norm
+    of the block's output, ``scale`` (n,) where the token was.
+    """
+
+    h: Tensor
+    gain: Tensor
+    energy: Tensor
+    scale: Tensor
+
+
+def sampling_batch(config: ModelConfig) -> int:
+    """How many images to sample at once so that their keys and values stay within `CACHE_BYTES`; 32 at most."""
+    per_image = 2 * 2 * 4 * config.transformer.depth * config.tokenizer.num_tokens * config.transformer.embed_dim
+    return min(32, max(1, CACHE_BYTES // per_image))
+
+
+class Recorder:
+    """Watches a model sample, and keeps ``per_image`` random tokens of each image from every block.
+
+    Both rows of CFG take part. Everything is kept until `records` has handed it out, so inputs are rounded to
+    bfloat16: a router is fitted to them, which is far coarser.
+    """
+
+    def __init__(self, model: ActVAR, per_image: int, generator: torch.Generator) -> None:
+        self.model, self.per_image, self.generator = model, per_image, generator
+        self.rows = 0
+        self.row: list[Tensor] = []
+        self.scale: list[Tensor] = []
+        self.parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.transformer.stack]
+        self.gains: list[list[Tensor]] = [[] for _ in model.transformer.stack]
+        self.picked: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self, images: int) -> None:
+        """Choose the tokens of the next ``images`` images, which are sampled together."""
+        patch_nums, rows = self.model.config.tokenizer.patch_nums, 2 * images
+        count = self.per_image * images
+        row = torch.randint(rows, (count,), generator=self.generator)
+        position = torch.randint(self.model.config.tokenizer.num_tokens, (count,), generator=self.generator)
+        self.picked, begin = [], 0
+        for scale, pn in enumerate(patch_nums):
+            here = (position >= begin) & (position < begin + pn * pn)
+            index = row[here] * pn * pn + position[here] - begin
+            self.picked.append((index.to(self.model.device), row[here].to(self.model.device)))
+            self.row.append(self.picked[-1][1] + self.rows)
+            self.scale.append(torch.full_like(index, scale))
+            begin += pn * pn
+        self.rows += rows
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """What the model samples inside is recorded."""
+        with ExitStack() as stack:
+            for block in self.model.transformer.stack:
+                seen: list[Tensor] = []
+                stack.callback(block.ffn.register_forward_pre_hook(_keep_input(seen)).remove)
+                stack.callback(block.register_forward_hook(self._record(seen)).remove)
+            yield
+
+    def _record(self, seen: list[Tensor]) -> Any:
+        def after(block: nn.Module, inputs: tuple[Tensor, Tensor, Sampling], out: Tensor) -> None:
+            assert isinstance(block, Block)
+            _, ada, context = inputs
+            h = seen.pop()
+            index, _ = self.picked[context.scale]
+            energy = out.flatten(0, 1).index_select(0, index).float().square().sum(1)
+            self.parts[block.index].append((h.flatten(0, -2).index_select(0, index).bfloat16(), energy))
+            if block.index == 0:
+                # What the scale before left behind is too small for this one's activations.
+                return_memory()
+            if context.scale == 0:
+                self.gains[block.index].append(ada[:, 1].clone())
+
+        return after
+
+    @property
+    def scales(self) -> Tensor:
+        """Where every token was, (n,)."""
+        return torch.cat(self.scale)
+
+    def records(self) -> Iterator[FFNRecord]:
+        """The record of one block after the other; each is let go once the next is asked for."""
+        row, scale = torch.cat(self.row), self.scales
+        for parts, gains in zip(self.parts, self.gains, strict=True):
+            h, energy = (torch.cat(both) for both in zip(*parts, strict=True))
+            parts.clear()
+            yield FFNRecord(h, torch.cat(gains)[row], energy, scale)
+
+
+def _keep_input(seen: list[Tensor]) -> Any:
+    def before(ffn: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+
+    return before
+
+
+def draw_samples(
+    teacher: ActVAR, count: int, *, seed: int, progress: Progress, recorder: Recorder | None = None
+) -> TeacherSamples:
+    """Sample ``count`` images with classes in turn; CFG as in `SamplingSettings`. ``recorder`` watches."""
+    labels = balanced_labels(count, teacher.config.transformer.num_classes)
+    tokens: list[Tensor] = []
+    with (
+        progress.task("sampling the teacher", count) as task,
+        recorder.watching() if recorder else ExitStack(),
+    ):
+        for i, part in enumerate(labels.split(sampling_batch(teacher.config))):
+            if recorder:
+                recorder.begin(len(part))
+            tokens.append(teacher.sample_tokens(part, seed=seed + i))
+            return_memory()
+            task.advance(len(part))
+    return TeacherSamples(labels.to(teacher.device), torch.cat(tokens))
+
+
+@torch.no_grad()
+def decisions_at(model: ActVAR, samples: TeacherSamples, threshold: float, images: int) -> list[Decisions]:
+    """What every block decides at ``threshold``, teacher-forced on both rows of the first ``images`` samples."""
+    rows, var_input = paired_rows(model, samples.labels[:images], samples.tokens[:images])
+    context = model.transformer.teacher_forced(threshold)
+    model.transformer(rows, var_input, context)
+    return context.decisions
+
+
+@torch.no_grad()
+def record_blocks(
+    model: ActVAR,
+    samples: TeacherSamples,
+    *,
+    positions: Tensor,
+    per_image: int,
+    threshold: float | None,
+    generator: torch.Generator,
+    progress: Progress,
+    label: str,
+    batch: int = 8,
+) -> list[Record]:
+    """Run teacher-forced over ``samples`` and keep, from every block, ``per_image`` random tokens per image.
+
+    ``positions`` (P,) are the positions of the sequence to choose from. Both rows of CFG take part.
+    """
+    length = model.config.tokenizer.num_tokens
+    chunks: list[list[Record]] = []
+    with progress.task(label, len(samples)) as task:
+        for i in range(0, len(samples), batch):
+            labels, tokens = samples.labels[i : i + batch], samples.tokens[i : i + batch]
+            rows, var_input = paired_rows(model, labels, tokens)
+            count = per_image * len(labels)
+            choice = torch.randint(len(positions), (count,), generator=generator)
+            row = torch.randint(len(rows), (count,), generator=generator)
+            pick = row.to(model.device) * length + positions.to(model.device)[choice.to(model.device)]
+            context: TeacherForced = model.transformer.teacher_forced(threshold, pick=pick)
+            model.transformer(rows, var_input, context)
+            chunks.append(context.records)
+            task.advance(len(labels))
+    names = ("h", "h_ffn", "gain", "update", "out")
+    return [
+        Record(*(torch.cat([getattr(chunk[b], name) for chunk in chunks]) for name in names))
+        for b in range(model.config.transformer.depth)
+    ]
