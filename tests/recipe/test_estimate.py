@@ -34,7 +34,7 @@ def test_training_takes_more_memory_than_sampling_and_only_models_take_disk() ->
     )
     assert distill.memory > profile.memory > weights
     assert (convert.disk, distill.disk, profile.disk, export.disk) == (weights, weights, 0, weights // 2)
-    assert passes(ExportStep(step="export"), 10) == 0
+    assert passes(ExportStep(step="export"), config) == 0
 
 
 def test_the_machine_has_a_speed() -> None:
