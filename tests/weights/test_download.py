@@ -46,6 +46,15 @@ def test_model_and_tokenizer_arrive_where_other_programs_find_them(tmp_path: Pat
     assert not partials(tmp_path)
 
 
+def test_a_disk_without_links_holds_it_once(tmp_path: Path, hub: Hub) -> None:
+    name = "hf://me/mine/sub/x.safetensors"
+    code, (path,) = run(tmp_path, hub.url, name, HF_HUB_DISABLE_SYMLINKS="1")
+    assert (code, whole(tmp_path, MODEL)) == (0, [Path(path)])
+    hub.requests.clear()
+    assert run(tmp_path, hub.url, name, HF_HUB_DISABLE_SYMLINKS="1") == (0, [path])
+    assert fetched(hub) == []
+
+
 def test_nothing_is_asked_once_it_is_here(tmp_path: Path, hub: Hub) -> None:
     _, (path,) = run(tmp_path, hub.url)
     hub.requests.clear()
@@ -140,6 +149,14 @@ def test_a_superseded_file_is_explained_before_it_is_fetched(tmp_path: Path, hub
     what = f"an old var_d16.pth (sha256 {sha(old)[:8]}…) that its authors replaced in April 2024"
     assert (code, lines) == (1, [f"ActvarError: {hub.url} has {what} for {FILE}: nothing was fetched"])
     assert fetched(hub) == []
+
+
+def test_a_superseded_file_is_explained_where_only_its_content_tells(tmp_path: Path, hub: Hub) -> None:
+    hub.files[FILE], hub.etags[FILE] = MODEL[::-1], "0" * 40
+    code, lines = run(tmp_path, hub.url, old=sha(MODEL[::-1])[:8])
+    assert (code, len(lines)) == (1, 1)
+    assert f"/var_d16.pth is an old var_d16.pth (sha256 {sha(MODEL[::-1])[:8]}…)" in lines[0]
+    assert lines[0].endswith("April 2024: fetch it again with --force")
 
 
 def test_wrong_content_is_removed(tmp_path: Path, hub: Hub) -> None:

@@ -58,7 +58,7 @@ def digest_of(name: str, progress: Progress) -> str:
     source = locate(name, progress=progress)
     digests = [published_digest(source.path)]
     if what := what_is_old(digests[0]):
-        progress.say(f"warning: {source.path} is {what}: `actvar ls` names the present one")
+        progress.say(f"warning: {source.path} is {what}: `actvar fetch` brings the present one")
     # A plain state dict says nothing of its tokenizer: that is whichever lies beside it.
     if not is_artefact(source.path) and (tokenizer := source.tokenizer()):
         digests.append(published_digest(tokenizer))

@@ -110,18 +110,24 @@ def download(
     or disk fail or the digest is wrong; what arrived of a large file is kept and the next call goes on from there.
     """
     blob, digest, client = _blob(file, remote.etag), "", hub()
+
+    def linked() -> Path | None:
+        found = client.try_to_load_from_cache(file.repo, file.file, revision=remote.commit)
+        return Path(found) if isinstance(found, str) else None
+
     try:
-        if force or not blob.is_file():
+        if force or not (blob.is_file() or linked()):
             digest = _bring(file, remote, blob, also, progress)
-            old = client.try_to_load_from_cache(file.repo, file.file, revision=remote.commit)
-            if isinstance(old, str) and not blob.samefile(old):
-                os.unlink(old)
+            if (old := linked()) and not blob.samefile(old):
+                old.unlink()
         client.hf_hub_download(file.repo, file.file, revision=file.revision)
+        path = linked() or blob
+        if digest and not blob.samefile(path):
+            blob.unlink()  # No links on this disk: the client has copied it.
     # The client lets through the errors of several HTTP libraries and of the disk; all become one line.
     except Exception as error:
         raise _explained(error, file) from error
-    found = client.try_to_load_from_cache(file.repo, file.file, revision=remote.commit)
-    return (Path(found) if isinstance(found, str) else blob), digest
+    return path, digest
 
 
 def _bring(file: HubFile, remote: Remote, blob: Path, also: Mapping[Path, int], progress: Progress) -> str:

@@ -217,7 +217,7 @@ def _checked(path: Path, file: HubFile, remote: Remote | None, digest: str, prog
 
 def _refuse(path: Path, file: HubFile, digest: str) -> None:
     if what := what_is_old(digest):
-        raise ActvarError(f"{path} is {what}: fetch it again with a network and --force")
+        raise ActvarError(f"{path} is {what}: fetch it again with --force")
     # Blob and link: the client would take either for the whole file.
     blob = path.resolve()
     path.unlink(missing_ok=True)
