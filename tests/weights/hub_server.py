@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from actvar_cli.weights.zoo import PINNED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REVISIONS = {"main": COMMIT, COMMIT: COMMIT, PINNED: PINNED}
+OTHER_COMMIT = COMMIT[::-1]
 
 
 @dataclass
@@ -29,6 +29,9 @@ class Hub:
     status: int = 200
     error_code: str = ""
     announce: dict[str, bytes] = field(default_factory=dict)
+    revisions: dict[str, str] = field(
+        default_factory=lambda: {"main": COMMIT, COMMIT: COMMIT, OTHER_COMMIT: OTHER_COMMIT, PINNED: PINNED}
+    )
     etags: dict[str, str] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
     stall_after: int | None = None
@@ -72,7 +75,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.fail(hub.status, hub.error_code)
             if not match or not any(name.startswith(f"{match[1]}/") for name in hub.files):
                 return self.fail(404, "RepoNotFound")
-            if match[2] not in REVISIONS:
+            if match[2] not in hub.revisions:
                 return self.fail(404, "RevisionNotFound")
             name = f"{match[1]}/{match[3]}"
             if name not in hub.files:
@@ -80,7 +83,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             content = hub.files[name]
             announced = hub.announce.get(name, content)
             etag = hub.etags.get(name) or hashlib.sha256(announced).hexdigest()
-            commit = REVISIONS[match[2]]
+            commit = hub.revisions[match[2]]
             if hub.lfs:
                 self.send_response(302)
                 self.send_header("Location", f"{hub.url.replace('127.0.0.1', 'localhost')}/lfs/{name}")

@@ -11,7 +11,7 @@ import pytest
 
 from actvar_cli.weights.zoo import PINNED
 from tests.weights.hub_client import CHUNK, MODEL, REPO, VAE, partials, run, sha, start, whole
-from tests.weights.hub_server import COMMIT, Hub, serve
+from tests.weights.hub_server import COMMIT, OTHER_COMMIT, Hub, serve
 
 FILE = f"{REPO}/var_d16.pth"
 GET = f"GET /{REPO}/resolve/{PINNED}/var_d16.pth"
@@ -87,7 +87,7 @@ def test_a_branch_is_asked_for_and_found_without_a_network(tmp_path: Path, hub: 
     _, (path,) = run(tmp_path, hub.url, name)
     assert run(tmp_path, hub.url, name, HF_HUB_OFFLINE="1") == (0, [path])
     assert run(tmp_path, "http://127.0.0.1:9", name) == (0, [path])
-    hub.files["me/mine/sub/x.safetensors"] = VAE
+    hub.files["me/mine/sub/x.safetensors"], hub.revisions["main"] = VAE, OTHER_COMMIT
     assert Path(run(tmp_path, hub.url, name)[1][0]).read_bytes() == VAE
 
 
@@ -282,9 +282,10 @@ def test_two_at_once_fetch_once(tmp_path: Path, hub: Hub) -> None:
             assert second.stdout and first.stdout
             assert second.stdout.readline() == "said: another process is fetching var_d16.pth: waiting for it\n"
             hub.awake.set()
-            assert first.stdout.read() == second.stdout.read() != ""
+            path = first.stdout.read().splitlines()[-1]
+            assert second.stdout.read().splitlines()[-1] == path
     assert (first.returncode, second.returncode) == (0, 0)
-    assert hub.requests.count(GET) == 1
+    assert (hub.requests.count(GET), Path(path).read_bytes()) == (1, MODEL)
 
 
 def test_a_server_that_is_no_hub(tmp_path: Path, hub: Hub) -> None:
