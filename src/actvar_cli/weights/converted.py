@@ -84,9 +84,10 @@ def published_digest(path: Path) -> str:
 @contextmanager
 def alone(file: HubFile, progress: Progress) -> Iterator[None]:
     """Held against other processes that fetch or convert the same file; waits for them."""
-    lock = FileLock(folder_of(file) / f".{_stem(file)}.lock")
+    locks = home() / ".locks"
+    lock = FileLock(locks / f"{folder_of(file).name}--{_stem(file)}.lock")
     try:
-        folder_of(file).mkdir(parents=True, exist_ok=True)
+        locks.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
