@@ -6,30 +6,36 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from actvar_cli.weights.zoo import PINNED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REVISIONS = {"main": COMMIT, COMMIT: COMMIT, PINNED: PINNED}
+OTHER_COMMIT = COMMIT[::-1]
 
 
 @dataclass
 class Hub:
     """What the server holds (``owner/repo/file`` to bytes) and how it misbehaves; ``requests`` is its log.
 
-    ``cut_after`` bytes the connection breaks, ``cuts`` times or, without, always. ``lfs`` sends the client on to
-    another host for the content, as the real Hub does for large files.
+    ``cuts``: after how many bytes the next connections break, one after the other. ``stall_after`` that many bytes the
+    connection stays silent until ``awake`` is set. ``lfs`` sends the client on to another host for the content, as the
+    real Hub does for large files. ``announce`` gives the content that a file's ETag and size are taken from.
     """
 
     files: dict[str, bytes]
     status: int = 200
     error_code: str = ""
     announce: dict[str, bytes] = field(default_factory=dict)
-    cut_after: int | None = None
-    cuts: int | None = None
+    revisions: dict[str, str] = field(
+        default_factory=lambda: {"main": COMMIT, COMMIT: COMMIT, OTHER_COMMIT: OTHER_COMMIT, PINNED: PINNED}
+    )
+    etags: dict[str, str] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
+    stall_after: int | None = None
+    awake: threading.Event = field(default_factory=threading.Event)
     ranges: list[str] = field(default_factory=list)
     lfs: bool = False
     tokens_of_lfs: set[str] = field(default_factory=set)
@@ -69,19 +75,20 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.fail(hub.status, hub.error_code)
             if not match or not any(name.startswith(f"{match[1]}/") for name in hub.files):
                 return self.fail(404, "RepoNotFound")
-            if match[2] not in REVISIONS:
+            if match[2] not in hub.revisions:
                 return self.fail(404, "RevisionNotFound")
             name = f"{match[1]}/{match[3]}"
             if name not in hub.files:
                 return self.fail(404, "EntryNotFound")
             content = hub.files[name]
-            etag = hashlib.sha256(hub.announce.get(name, content)).hexdigest()
-            commit = REVISIONS[match[2]]
+            announced = hub.announce.get(name, content)
+            etag = hub.etags.get(name) or hashlib.sha256(announced).hexdigest()
+            commit = hub.revisions[match[2]]
             if hub.lfs:
                 self.send_response(302)
                 self.send_header("Location", f"{hub.url.replace('127.0.0.1', 'localhost')}/lfs/{name}")
                 self.send_header("X-Linked-ETag", f'"{etag}"')
-                self.send_header("X-Linked-Size", str(len(content)))
+                self.send_header("X-Linked-Size", str(len(announced)))
                 self.send_header("X-Repo-Commit", commit)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -101,12 +108,18 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if not body:
                 return
-            if hub.cut_after is None or hub.cuts == 0:
-                self.wfile.write(content[first:])
+            rest = content[first:]
+            if hub.cuts:
+                self.wfile.write(rest[: hub.cuts.pop(0)])
+                self.close_connection = True
                 return
-            self.wfile.write(content[first : first + hub.cut_after])
-            hub.cuts = None if hub.cuts is None else hub.cuts - 1
-            self.close_connection = True
+            if hub.stall_after is not None:
+                self.wfile.write(rest[: hub.stall_after])
+                self.wfile.flush()
+                hub.awake.wait()
+                rest = rest[hub.stall_after :]
+            with suppress(OSError):  # The client may be gone.
+                self.wfile.write(rest)
 
     return Handler
 
@@ -123,6 +136,7 @@ def serve(files: dict[str, bytes]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.awake.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from actvar_cli.cli.options import Json, Quiet
 from actvar_cli.cli.out import Out, table
+
+if TYPE_CHECKING:
+    from actvar_cli.weights.fetch import Listing
 
 
 def ls(
@@ -32,7 +35,7 @@ def _models(out: Out) -> None:
 
     found = list_models()
     rows = [
-        (m.name, quantity(m.size, "B") if m.size else "", f"{m.fid:.2f}" if m.fid else "", _place(m.cached), m.what)
+        (m.name, quantity(m.size, "B") if m.size else "", f"{m.fid:.2f}" if m.fid else "", _place(m), m.what)
         for m in found
     ]
     data = [
@@ -42,6 +45,7 @@ def _models(out: Out) -> None:
             "bytes": m.size,
             "fid": m.fid,
             "cached": m.cached,
+            "converted": m.converted,
             "path": str(m.path) if m.path else None,
             "repo": m.source.repo if m.source else None,
             "file": m.source.file if m.source else None,
@@ -54,8 +58,10 @@ def _models(out: Out) -> None:
     out.result({"models": data}, shown, names=[m.name for m in found])
 
 
-def _place(cached: bool) -> str:
-    return "yes" if cached else "no"
+def _place(model: Listing) -> str:
+    if not model.cached:
+        return "no"
+    return "yes" if model.converted else "not converted"
 
 
 def _recipes(out: Out) -> None:

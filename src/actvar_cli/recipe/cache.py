@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from actvar_cli import __version__
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import Frozen
-from actvar_cli.weights.files import file_digest, new_file
+from actvar_cli.weights.files import new_file
+from actvar_cli.weights.stamp import Stamp
 
 STEPS, RECORD, RECIPE = "steps", "run.json", "recipe.yaml"
 
@@ -35,14 +36,6 @@ DEPENDS = {
 """The packages whose code decides what a step makes."""
 
 
-class Output(Frozen):
-    """A file that a step left; size and time of change tell, without reading it, that nobody touched it."""
-
-    sha256: str
-    size: int
-    mtime_ns: int
-
-
 class Outcome(Frozen):
     """What a step left: its ``result`` as JSON, its files by name, and the key it was made under."""
 
@@ -51,7 +44,7 @@ class Outcome(Frozen):
     seconds: float
     inputs: dict[str, str]
     result: dict[str, Any]
-    outputs: dict[str, Output]
+    outputs: dict[str, Stamp]
 
 
 @cache
@@ -138,23 +131,14 @@ class RunFolder:
             outcome = Outcome.model_validate_json(self._state(name).read_bytes())
         except (OSError, ValidationError):
             return None
-        for file, output in outcome.outputs.items():
-            try:
-                state = (self.of_step(name) / file).stat()
-            except OSError:
-                return None
-            if (state.st_size, state.st_mtime_ns) != (output.size, output.mtime_ns):
-                return None
-        return outcome
+        folder = self.of_step(name)
+        return outcome if all(stamp.untouched(folder / file) for file, stamp in outcome.outputs.items()) else None
 
     def finish(
         self, name: str, *, key: str, verb: str, seconds: float, inputs: Mapping[str, str], result: dict[str, Any]
     ) -> Outcome:
         """Remember a step's outcome; its files are all those in its folder."""
-        outputs = {}
-        for path in sorted(self.of_step(name).iterdir()):
-            state = path.stat()
-            outputs[path.name] = Output(sha256=file_digest(path), size=state.st_size, mtime_ns=state.st_mtime_ns)
+        outputs = {path.name: Stamp.of(path) for path in sorted(self.of_step(name).iterdir())}
         outcome = Outcome(key=key, verb=verb, seconds=seconds, inputs=dict(inputs), result=result, outputs=outputs)
         with new_file(self._state(name), force=True) as temporary:
             temporary.write_text(outcome.model_dump_json(), encoding="utf-8")

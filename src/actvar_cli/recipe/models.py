@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from actvar_cli import __version__
 from actvar_cli.errors import InputError
 from actvar_cli.progress import Progress
-from actvar_cli.weights.files import file_digest
-from actvar_cli.weights.zoo import KNOWN, HubFile
+from actvar_cli.weights.zoo import KNOWN, HubFile, what_is_old
 
 if TYPE_CHECKING:
     from actvar_cli.model.sampling import ActVAR
@@ -45,17 +44,24 @@ def file_of(name: str, progress: Progress) -> Path:
 
 
 def digest_of(name: str, progress: Progress) -> str:
-    """sha256 of the model's file; the published one where it is known, which needs no file."""
+    """sha256 of the model's file as published; where that is known by the name, no file is needed.
+
+    A file that its publisher has replaced is pointed out to ``progress``.
+    """
     entry = KNOWN.get(name)
     if entry and isinstance(entry.transformer, HubFile) and entry.transformer.sha256:
         return entry.transformer.sha256
-    path = file_of(name, progress)
-    digests = [file_digest(path)]
-    if path.suffix != ".safetensors":
-        # A plain state dict says nothing of its tokenizer: that is whichever lies beside it.
-        from actvar_cli.weights.load import tokenizer_files
+    from actvar_cli.weights.artefact import is_artefact
+    from actvar_cli.weights.converted import published_digest
+    from actvar_cli.weights.load import locate
 
-        digests += [file_digest(p) for f in tokenizer_files(path) if (p := path.parent / f).is_file() and p != path]
+    source = locate(name, progress=progress)
+    digests = [published_digest(source.path)]
+    if what := what_is_old(digests[0]):
+        progress.say(f"warning: {source.path} is {what}: `actvar fetch` brings the present one")
+    # A plain state dict says nothing of its tokenizer: that is whichever lies beside it.
+    if not is_artefact(source.path) and (tokenizer := source.tokenizer()):
+        digests.append(published_digest(tokenizer))
     return "+".join(digests)
 
 
@@ -71,9 +77,9 @@ class Source:
     @property
     def lineage(self) -> dict[str, Any]:
         """What made it, as far as its file tells."""
-        from actvar_cli.weights.artefact import read_lineage
+        from actvar_cli.weights.artefact import is_artefact, read_lineage
 
-        return read_lineage(self.path) if self.path.suffix == ".safetensors" else {}
+        return read_lineage(self.path) if is_artefact(self.path) else {}
 
     def then(self, step: Mapping[str, Any]) -> dict[str, Any]:
         """The lineage of what ``step`` makes of this model."""

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from actvar_cli.errors import ActvarError, InputError, did_you_mean
 from actvar_cli.model.config import FORMAT_VERSION, ModelConfig, TokenizerReference
 from actvar_cli.model.sampling import ActVAR
-from actvar_cli.weights.files import file_digest, new_file
+from actvar_cli.weights.files import file_digest, is_safetensors, new_file
 from actvar_cli.weights.zoo import KNOWN
 
 __all__ = [
     "DTYPES",
     "as_stored",
     "file_digest",
+    "is_artefact",
     "parse_config",
     "read_config",
     "read_lineage",
@@ -126,6 +127,11 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error})") from error
+
+
+def is_artefact(path: str | Path) -> bool:
+    """Whether a file holds actvar's configuration; a plain state dict does not, in whatever format."""
+    return is_safetensors(path) and CONFIG_KEY in read_metadata(path)
 
 
 def read_config(path: str | Path) -> ModelConfig:

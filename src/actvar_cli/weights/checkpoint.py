@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from actvar_cli.errors import InputError
+from actvar_cli.weights.files import is_safetensors
 
 TRANSFORMER_MARK = "pos_1LC"
 TOKENIZER_MARK = "quantize.embedding.weight"
@@ -46,7 +47,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content: Any
     metadata: dict[str, str] = {}
     # Safetensors first: its header's length comes before the brace, and may begin like a pickle (0x80).
-    if start[8:9] == b"{":
+    if is_safetensors(path):
         content, metadata = read_safetensors(path)
     elif start[:2] == b"PK" or start[:1] == b"\x80":
         content = _read_pickle(path, mmap=start[:2] == b"PK")

@@ -1,35 +1,31 @@
-"""Files of the Hub, through its own client into the user's own cache, each held against its known digest.
-
-``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as with any other program: the client reads them
-when it is imported, so it is imported here no earlier than needed.
-"""
+"""Models by their names, brought to this machine: from the Hub, held against their known digests, as safetensors."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from actvar_cli.errors import ActvarError, InputError
-from actvar_cli.progress import Progress, Task
-from actvar_cli.weights.files import file_digest, new_file
-from actvar_cli.weights.hub_errors import explain
-from actvar_cli.weights.zoo import ASSETS, KNOWN, REVISION, HubFile, entry_of
+from actvar_cli.progress import Progress
+from actvar_cli.weights.converted import alone, convert, find, folder_of
+from actvar_cli.weights.download import Remote, arrived, ask, cached, download, existing, hub, refuse_other
+from actvar_cli.weights.files import file_digest, is_safetensors
+from actvar_cli.weights.zoo import ASSETS, KNOWN, REVISION, HubFile, entry_of, what_is_old
 
 DEFAULT_FILE = "model.safetensors"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"hf://([^/@]+)/([^/@]+)(?:@([^/]+))?(?:/(.+))?")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """One line of `actvar ls`: ``size`` in bytes, without the tokenizer; ``path`` if the file is on this machine.
+    """One line of `actvar ls`: ``size`` in bytes, as published, without the tokenizer.
 
+    ``path`` if the file is on this machine: the converted one, or the original where that has not been done yet.
     ``source`` is where the file is fetched from; ``None`` for a model that ships with the package.
     """
 
@@ -45,14 +41,10 @@ class Listing:
         """Whether the model can be used without a network."""
         return self.path is not None
 
-
-def _hub() -> Any:
-    """The Hub's client, quiet: what it has to say is said by this program."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import huggingface_hub.constants
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    return huggingface_hub
+    @property
+    def converted(self) -> bool:
+        """Whether what is here is safetensors."""
+        return self.path is not None and is_safetensors(self.path)
 
 
 def list_models() -> list[Listing]:
@@ -60,7 +52,7 @@ def list_models() -> list[Listing]:
     found = []
     for entry in KNOWN.values():
         file = entry.transformer
-        path = _asset(file) if isinstance(file, str) else _cached(file)
+        path = _asset(file) if isinstance(file, str) else here(file)
         source = file if isinstance(file, HubFile) else None
         size = source.size if source else (path.stat().st_size if path else 0)
         found.append(Listing(entry.name, entry.what, size, entry.fid, path, source))
@@ -68,10 +60,10 @@ def list_models() -> list[Listing]:
 
 
 def fetch(name: str, *, force: bool = False, progress: Progress | None = None) -> Path:
-    """Bring a known model (or ``hf://owner/repo[@revision][/file]``) to this machine and return its file.
+    """Bring a known model (or ``hf://owner/repo[@revision][/file]``) to this machine and return its safetensors file.
 
-    The tokenizer of a known model comes with it. ``force`` fetches again what is there. Raises InputError for an
-    unknown name, ActvarError where network, server or disk fail or a digest is wrong.
+    The tokenizer of a known model comes with it. ``force`` fetches and converts again what is there. Raises InputError
+    for an unknown name, ActvarError where network, server or disk fail or a digest is wrong.
     """
     if name.startswith("hf://"):
         return hub_file(parse_hub_name(name), force=force, progress=progress)
@@ -83,10 +75,16 @@ def fetch(name: str, *, force: bool = False, progress: Progress | None = None) -
 
 @dataclass(frozen=True)
 class Planned:
-    """One file that a fetch needs: ``size`` in bytes (0: not known without asking); ``path`` if it is here already."""
+    """One file that a fetch needs; ``path`` if it is here already; ``arrived``: bytes an earlier try left.
+
+    Bytes ``to_fetch`` and ``to_convert`` (what the converted file takes) are ``None`` where only the Hub knows them.
+    """
 
     file: HubFile
     path: Path | None
+    arrived: int
+    to_fetch: int | None
+    to_convert: int | None
 
 
 @dataclass(frozen=True)
@@ -96,23 +94,53 @@ class Plan:
     files: tuple[Planned, ...]
     free: int
 
+    @property
+    def to_fetch(self) -> int | None:
+        """Bytes to come over the network."""
+        return _sum(file.to_fetch for file in self.files)
 
-def plan(name: str) -> Plan:
+    @property
+    def to_convert(self) -> int | None:
+        """Bytes that the converted files will take besides."""
+        return _sum(file.to_convert for file in self.files)
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    known = list(sizes)
+    return None if None in known else sum(size or 0 for size in known)
+
+
+def plan(name: str, *, force: bool = False) -> Plan:
     """What fetching ``name`` would bring to this machine; asks no network. Raises InputError for an unknown name."""
     if name.startswith("hf://"):
         files: tuple[HubFile | str, ...] = (parse_hub_name(name),)
     else:
         entry = entry_of(name)
         files = (entry.transformer, entry.tokenizer)
-    return Plan(tuple(Planned(file, _cached(file)) for file in files if isinstance(file, HubFile)), _free_bytes())
+    free = shutil.disk_usage(existing(Path(hub().constants.HF_HUB_CACHE))).free
+    return Plan(tuple(_planned(file, force) for file in files if isinstance(file, HubFile)), free)
 
 
-def _free_bytes() -> int:
-    """What is free on the disk of the Hub's cache, which need not exist yet."""
-    place = Path(_hub().constants.HF_HUB_CACHE).absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+def _planned(file: HubFile, force: bool) -> Planned:
+    path, part = here(file), arrived(file)
+    size = file.size or None
+    done = path is not None and not force
+    return Planned(
+        file,
+        path,
+        part,
+        to_fetch=0 if done else size and size - part,
+        to_convert=size if _will_be_converted(file) and not (done and path and is_safetensors(path)) else 0,
+    )
+
+
+def _will_be_converted(file: HubFile) -> bool:
+    return not file.file.endswith(".safetensors")
+
+
+def here(file: HubFile) -> Path | None:
+    """The file as it is on this machine, converted or original; asks no network."""
+    return find(file) or cached(file)
 
 
 def fetch_tokenizer(name: str, *, progress: Progress | None = None) -> Path:
@@ -140,96 +168,74 @@ def parse_hub_name(name: str) -> HubFile:
     if not match:
         raise InputError(f"{name!r} is no Hub name: write hf://owner/repo[@revision][/file]")
     owner, repo, revision, file = match.groups()
+    try:
+        hub().utils.validate_repo_id(f"{owner}/{repo}")
+    except ValueError as error:
+        raise InputError(f"'{owner}/{repo}' is no repository name: {str(error).splitlines()[0].rstrip('.')}") from error
+    if ".." in (file or "").split("/"):
+        raise InputError(f"{name!r} is no Hub name: its file leaves the repository")
     return HubFile(f"{owner}/{repo}", file or DEFAULT_FILE, 0, revision=unquote(revision or REVISION))
 
 
 def hub_file(file: HubFile, *, force: bool = False, progress: Progress | None = None) -> Path:
-    """The file on this machine, fetched if it is not there or its digest is not the known one."""
-    if file.sha256 and not force:
-        # A digest settles which file it is: the Hub need not be asked, and everything works without a network.
-        cached = _cached(file)
-        if cached and _digest_is_right(cached, file):
-            return cached
-    path = _download(file, force, progress or Progress())
-    if file.sha256 and not _digest_is_right(path, file):
-        _refuse(path, file)
-    return path
+    """The file on this machine as safetensors, fetched and converted if it is not there.
+
+    Where the converted file cannot be written, the original in the Hub's cache.
+    """
+    progress = progress or Progress()
+    if not force and (path := _settled(file)):
+        return path
+    with alone(file, progress):
+        if not force and (path := _settled(file)):
+            return path
+        known, path = (None, None) if force else (find(file), cached(file))
+        remote = None if path and _is_fixed(file) else ask(file, needed=not (path or known))
+        if remote is None and known:
+            return known
+        digest = ""
+        if remote:
+            refuse_other(file, remote)
+            if not force and (found := find(file, remote)):
+                return found
+            also = {folder_of(file): remote.size or 0} if _will_be_converted(file) else {}
+            path, digest = download(file, remote, force=force, also=also, progress=progress)
+        assert path is not None
+        if is_safetensors(path) and not file.sha256:
+            return path
+        return _checked(path, file, remote, digest, progress)
 
 
-def _cached(file: HubFile) -> Path | None:
-    found = _hub().try_to_load_from_cache(file.repo, file.file, revision=file.revision)
-    return Path(found) if isinstance(found, str) else None
+def _checked(path: Path, file: HubFile, remote: Remote | None, digest: str, progress: Progress) -> Path:
+    """``path`` as safetensors, once it is known to be the right file; ``digest`` is empty where nobody took it yet."""
+    if not digest:
+        with progress.task(f"checking {file.file}", path.stat().st_size) as task:
+            digest = file_digest(path, task)
+    if file.sha256 and digest != file.sha256:
+        _refuse(path, file, digest)
+    return path if is_safetensors(path) else convert(path, file, remote, digest, progress)
 
 
-def _download(file: HubFile, force: bool, progress: Progress) -> Path:
-    hub, free = _hub(), _free_bytes()
-    if file.size > free and _cached(file) is None and not hub.constants.HF_HUB_OFFLINE:
-        raise ActvarError(
-            f"the disk is too full: {file.file} takes {file.size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in "
-            f"{hub.constants.HF_HUB_CACHE}: make room, or set HF_HOME to another disk"
-        )
-    try:
-        with progress.task(f"fetching {file.file}", file.size) as task:
-            path = hub.hf_hub_download(
-                file.repo, file.file, revision=file.revision, force_download=force, tqdm_class=_bar(task)
-            )
-    # The client lets through the errors of several HTTP libraries and of the disk; all become one line.
-    except Exception as error:
-        known = any(file in (entry.transformer, entry.tokenizer) for entry in KNOWN.values())
-        raise explain(error, file, user_named_it=not known) from error
-    return Path(path)
-
-
-def _bar(task: Task) -> type[Any]:
-    """What the client takes for a tqdm class, telling ``task`` the bytes."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-            task.advance(int(kwargs.get("initial") or 0))
-
-        def update(self, n: float | None = 1) -> bool | None:
-            task.advance(int(n or 0))
-            return None
-
-    return Bar
-
-
-def _digest_is_right(path: Path, file: HubFile) -> bool:
-    """Whether the file's sha256 is the known one; a file once checked and not touched since is not read again."""
-    from huggingface_hub.constants import HF_HOME
-
-    note = Path(HF_HOME) / "actvar" / f"{file.sha256}.json"
-    state = path.stat()
-    seen = {"file": str(path.resolve()), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
-    try:
-        if json.loads(note.read_text()) == seen:
-            return True
-    except (OSError, ValueError):
-        pass
-    if file_digest(path) != file.sha256:
-        return False
-    try:
-        with new_file(note, force=True) as temporary:
-            temporary.write_text(json.dumps(seen))
-    except ActvarError:
-        pass  # A cache that cannot be written to costs time only.
-    return True
-
-
-def _refuse(path: Path, file: HubFile) -> None:
-    digest = file_digest(path)
-    if digest.startswith(file.superseded):
-        raise ActvarError(
-            f"{path} is an old {file.file} (sha256 {digest[:8]}…) that its authors replaced in April 2024: "
-            "fetch it again with a network and --force"
-        )
+def _refuse(path: Path, file: HubFile, digest: str) -> None:
+    if what := what_is_old(digest):
+        raise ActvarError(f"{path} is {what}: fetch it again with --force")
     # Blob and link: the client would take either for the whole file.
     blob = path.resolve()
     path.unlink(missing_ok=True)
     blob.unlink(missing_ok=True)
     raise ActvarError(
-        f"{file.repo}/{file.file} arrived with a wrong sha256 ({digest[:12]}…, expected {file.sha256[:12]}…) "
-        "and was removed: fetch it again"
+        f"{path} had a wrong sha256 ({digest[:12]}…, expected {file.sha256[:12]}…) and was removed: fetch it again"
     )
+
+
+def _settled(file: HubFile) -> Path | None:
+    """The file where it is here and a question to the Hub could change nothing."""
+    if not _is_fixed(file):
+        return None
+    path = find(file)
+    if path is None and not file.sha256 and (path := cached(file)) and not is_safetensors(path):
+        return None
+    return path
+
+
+def _is_fixed(file: HubFile) -> bool:
+    return bool(file.sha256 or _COMMIT.fullmatch(file.revision))

@@ -8,15 +8,38 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from actvar_cli.errors import ActvarError, InputError
+from actvar_cli.progress import Task
 
 
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+def file_digest(path: str | Path, task: Task | None = None) -> str:
+    """sha256 of a file's bytes, in hexadecimal; ``task`` hears of every byte read."""
+    with _Heard(path, task or Task()) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a header in 8 bytes, then the header's brace."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+class _Heard(FileIO):
+    """A file that tells ``task`` what is read of it."""
+
+    def __init__(self, path: str | Path, task: Task) -> None:
+        super().__init__(path)
+        self.task = task
+
+    def readinto(self, buffer: Any, /) -> int:
+        """The usual method, heard of."""
+        count = super().readinto(buffer) or 0
+        self.task.advance(count)
+        return count
 
 
 def refuse_existing(path: Path, force: bool) -> None:

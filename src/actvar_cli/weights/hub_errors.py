@@ -16,9 +16,7 @@ def explain(error: Exception, file: HubFile, *, user_named_it: bool) -> ActvarEr
 
     what = f"{file.repo}/{file.file}"
     wrong = InputError if user_named_it else ActvarError
-    status = _status(error)
-    if isinstance(error, hub.HFValidationError):
-        return InputError(f"{file.repo!r} is no repository name: {_first_line(error)}")
+    status = status_of(error)
     if isinstance(error, hub.GatedRepoError):
         return ActvarError(f"{file.repo} is gated: accept its terms at {constants.ENDPOINT}/{file.repo}, set HF_TOKEN")
     if isinstance(error, hub.RepositoryNotFoundError):
@@ -30,15 +28,15 @@ def explain(error: Exception, file: HubFile, *, user_named_it: bool) -> ActvarEr
     if constants.HF_HUB_OFFLINE:
         return ActvarError(f"{what} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids fetching")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return ActvarError(f"the disk is full: {what} does not fit into {constants.HF_HUB_CACHE}")
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return ActvarError(f"the disk is full: {what} does not fit into {constants.HF_HUB_CACHE}: make room")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
         return ActvarError(f"cannot write to the cache {constants.HF_HUB_CACHE}: {os.strerror(error.errno)}")
     if status is not None:
         return ActvarError(f"{constants.ENDPOINT} answered {status} for {what}: try again later")
     return ActvarError(f"cannot fetch {what} from {constants.ENDPOINT}: {_root_cause(error)}")
 
 
-def _status(error: BaseException | None) -> int | None:
+def status_of(error: BaseException | None) -> int | None:
     """The HTTP status in an error or in what caused it."""
     while error is not None:
         response = getattr(error, "response", None)

@@ -22,9 +22,9 @@ from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 from actvar_cli.weights.artefact import CONFIG_KEY, parse_config, tokenizer_beside
 from actvar_cli.weights.checkpoint import Checkpoint, read_checkpoint
+from actvar_cli.weights.converted import published_digest
 from actvar_cli.weights.export import TOKENIZER
 from actvar_cli.weights.fetch import fetch, fetch_tokenizer, hub_file, parse_hub_name
-from actvar_cli.weights.files import file_digest
 from actvar_cli.weights.infer import infer_patch_nums, infer_tokenizer, infer_transformer
 from actvar_cli.weights.zoo import KNOWN, HubFile
 
@@ -39,12 +39,21 @@ def tokenizer_files(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """A file on disk, what to call the model in it, and how to get a file from beside it (``None``: there is none)."""
+    """A file on disk, what to call the model in it, and how to get a file from beside it (``None``: there is none).
+
+    ``file`` is what the file is called where it comes from: a converted one has a name of its own.
+    """
 
     path: Path
     name: str
+    file: Path
     beside: Callable[[str], Path | None]
     zoo_name: str | None = None
+
+    def tokenizer(self) -> Path | None:
+        """The tokenizer beside a plain state dict, if there is one."""
+        names = () if self.zoo_name else tokenizer_files(self.file)
+        return next((path for name in names if (path := _try(self.beside, name))), None)
 
 
 def load(name: str | Path, *, device: str = "cpu", budget: float | None = None) -> ActVAR:
@@ -78,7 +87,8 @@ def _default_budget(model: ActVAR) -> float:
 def locate(name: str, *, progress: Progress | None = None) -> Source:
     """The file that ``name`` stands for, fetched if it is not on this machine."""
     if name in KNOWN:
-        return Source(fetch(name, progress=progress), name, lambda _: None, zoo_name=name)
+        path = fetch(name, progress=progress)
+        return Source(path, name, path, lambda _: None, zoo_name=name)
     if name.startswith("hf://"):
         return _hub_source(name, progress)
     path = Path(name).expanduser()
@@ -89,7 +99,7 @@ def locate(name: str, *, progress: Progress | None = None) -> Source:
             raise InputError(f"no such file: {name}")
         raise InputError(f"unknown model {name!r}{did_you_mean(name, list(KNOWN))}: `actvar ls` shows the known ones")
     stem = path.parent.resolve().name if path.stem == "model" else path.stem
-    return Source(path, stem, lambda file: p if (p := path.parent / file).is_file() else None)
+    return Source(path, stem, path, lambda file: p if (p := path.parent / file).is_file() else None)
 
 
 def _hub_source(name: str, progress: Progress | None) -> Source:
@@ -99,7 +109,7 @@ def _hub_source(name: str, progress: Progress | None) -> Source:
         folder = file.file.rpartition("/")[0]
         return hub_file(HubFile(file.repo, f"{folder}/{other}".lstrip("/"), 0, revision=file.revision))
 
-    return Source(hub_file(file, progress=progress), file.repo.split("/")[-1], beside)
+    return Source(hub_file(file, progress=progress), file.repo.split("/")[-1], Path(file.file), beside)
 
 
 def _file_in(folder: Path) -> Path:
@@ -143,7 +153,7 @@ def _referenced_tokenizer(source: Source, config: ModelConfig) -> dict[str, Tens
     path = fetch_tokenizer(reference.name) if reference.name in KNOWN else source.beside(Path(reference.name).name)
     if path is None:
         raise InputError(f"the tokenizer of {source.path} is missing: expected {reference.name!r} beside it")
-    digest = file_digest(path)
+    digest = published_digest(path)
     if digest != reference.sha256:
         raise InputError(
             f"{path} is not the tokenizer that {source.path} was made with: its sha256 is {digest[:12]}…, "
@@ -159,15 +169,14 @@ def _guessed_tokenizer(
     zoo = [n for n, entry in KNOWN.items() if not entry.embedded]
     published = zoo[-1] if patch_nums[-1] == 32 else zoo[0]
     fits = _vocab_and_channels(transformer) == (4096, 32) and patch_nums[-1] in (16, 32)
-    names = () if source.zoo_name else tokenizer_files(source.path)
-    path = next((p for name in names if (p := _try(source.beside, name))), None)
+    path = source.tokenizer()
     if path is None and not fits:
         raise InputError(
             f"{source.path} is not of the published tokenizer, and has none of its own: "
             f"put the tokenizer beside it as {TOKENIZER!r}"
         )
     path = path or fetch_tokenizer(source.zoo_name or published)
-    file, digest = KNOWN[published].tokenizer, file_digest(path)
+    file, digest = KNOWN[published].tokenizer, published_digest(path)
     known = isinstance(file, HubFile) and file.sha256 == digest
     return _tokenizer_tensors(path), TokenizerReference(name=published, sha256=digest) if known else None
 

@@ -24,7 +24,10 @@ PINNED = "6d0ee6598a42f75079aa79e58b012b57b284c91b"
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a model repository; ``size`` in bytes; ``sha256`` is empty where the publisher's is not known."""
+    """One file of a model repository; ``size`` in bytes; ``sha256`` is empty where the publisher's is not known.
+
+    ``superseded``: how the sha256 of older contents of the file begin.
+    """
 
     repo: str
     file: str
@@ -95,6 +98,15 @@ KNOWN: dict[str, ZooEntry] = {
         _published(36, 512, 9_436_153_085, "660201c829c6f7b775b9119867c12c11aaa68c72770dc33653eec1fa67e27d4d", 2.63),
     )
 }
+
+
+def what_is_old(digest: str) -> str:
+    """What a file of this sha256 is, in words, if its publisher has replaced it; else an empty string."""
+    for entry in KNOWN.values():
+        file = entry.transformer
+        if isinstance(file, HubFile) and digest.startswith(file.superseded):
+            return f"an old {file.file} (sha256 {digest[:8]}…) that its authors replaced in April 2024"
+    return ""
 
 
 def entry_of(name: str) -> ZooEntry:
