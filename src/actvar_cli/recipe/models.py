@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,11 @@ from actvar_cli import __version__
 from actvar_cli.errors import InputError
 from actvar_cli.progress import Progress
 from actvar_cli.weights.files import file_digest
-from actvar_cli.weights.zoo import KNOWN, HubFile
+from actvar_cli.weights.zoo import KNOWN, HubFile, ZooEntry, base_of
 
 if TYPE_CHECKING:
     from actvar_cli.model.sampling import ActVAR
+    from actvar_cli.weights.card import About, Metric
 
 
 def choose_device(name: str) -> str:
@@ -45,16 +46,18 @@ def file_of(name: str, progress: Progress) -> Path:
 
 
 def digest_of(name: str, progress: Progress) -> str:
-    """sha256 of the model's file; the published one where it is known, which needs no file."""
+    """sha256 of the model's file, or of all its files; the published one where it is known, which needs no file."""
     entry = KNOWN.get(name)
     if entry and isinstance(entry.transformer, HubFile) and entry.transformer.sha256:
         return entry.transformer.sha256
-    path = file_of(name, progress)
-    digests = [file_digest(path)]
-    if path.suffix != ".safetensors":
-        # A plain state dict says nothing of its tokenizer: that is whichever lies beside it.
-        from actvar_cli.weights.load import tokenizer_files
+    from actvar_cli.weights.artefact import CONFIG_KEY, read_metadata
+    from actvar_cli.weights.load import tokenizer_files
+    from actvar_cli.weights.shards import files_of, is_index
 
+    path = file_of(name, progress)
+    digests = [file_digest(file) for file in files_of(path)]
+    if path.suffix != ".safetensors" and not (is_index(path) and CONFIG_KEY in read_metadata(path)):
+        # A plain state dict says nothing of its tokenizer: that is whichever lies beside it.
         digests += [file_digest(p) for f in tokenizer_files(path) if (p := path.parent / f).is_file() and p != path]
     return "+".join(digests)
 
@@ -72,12 +75,36 @@ class Source:
     def lineage(self) -> dict[str, Any]:
         """What made it, as far as its file tells."""
         from actvar_cli.weights.artefact import read_lineage
+        from actvar_cli.weights.shards import is_index
 
-        return read_lineage(self.path) if self.path.suffix == ".safetensors" else {}
+        return read_lineage(self.path) if self.path.suffix == ".safetensors" or is_index(self.path) else {}
+
+    @property
+    def base(self) -> ZooEntry | None:
+        """The known model that it is, or was made from, by name or digest."""
+        steps = [step for step in self.lineage.get("steps", []) if isinstance(step, Mapping)]
+        return base_of(
+            [self.name, *(step.get(key) for step in steps for key in ("source", "teacher"))],
+            [self.sha256, *(step.get(key) for step in steps for key in ("sha256", "teacher_sha256"))],
+        )
 
     def then(self, step: Mapping[str, Any]) -> dict[str, Any]:
         """The lineage of what ``step`` makes of this model."""
         return {"actvar": __version__, "steps": [*self.lineage.get("steps", []), dict(step)]}
+
+
+def about(source: Source, metrics: Sequence[Metric], repo: str | None = None) -> About:
+    """What the model card of ``source`` tells; ``repo`` is where it will be."""
+    from actvar_cli.weights.card import About
+
+    base = source.base
+    return About(
+        lineage=source.lineage,
+        metrics=metrics,
+        base_model=base.transformer.repo if base and isinstance(base.transformer, HubFile) else None,
+        license=base.license if base else None,
+        repo=repo,
+    )
 
 
 def named(name: str, *, device: str, progress: Progress, budget: float | None = None) -> Source:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from actvar_cli.errors import InputError
+from actvar_cli.weights.shards import is_index, read_shards, refuse_single
 
 TRANSFORMER_MARK = "pos_1LC"
 TOKENIZER_MARK = "quantize.embedding.weight"
@@ -38,15 +39,18 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a safetensors file, a published ``.pth`` or a training checkpoint.
+    """Read a safetensors file, the shards of an index, a published ``.pth`` or a training checkpoint.
 
     Raises InputError, one line, if the file is missing, no checkpoint, damaged, or a pickle that wants code.
     """
     start = _start(path)
     content: Any
     metadata: dict[str, str] = {}
+    if is_index(path):
+        content, metadata = read_shards(path)
     # Safetensors first: its header's length comes before the brace, and may begin like a pickle (0x80).
-    if start[8:9] == b"{":
+    elif start[8:9] == b"{":
+        refuse_single(path)
         content, metadata = read_safetensors(path)
     elif start[:2] == b"PK" or start[:1] == b"\x80":
         content = _read_pickle(path, mmap=start[:2] == b"PK")

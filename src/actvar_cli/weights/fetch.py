@@ -74,7 +74,9 @@ def fetch(name: str, *, force: bool = False, progress: Progress | None = None) -
     unknown name, ActvarError where network, server or disk fail or a digest is wrong.
     """
     if name.startswith("hf://"):
-        return hub_file(parse_hub_name(name), force=force, progress=progress)
+        from actvar_cli.weights.hub_model import hub_model
+
+        return hub_model(name, force=force, progress=progress)[1]
     entry = entry_of(name)
     path = _get(entry.transformer, force=force, progress=progress)
     _get(entry.tokenizer, force=force, progress=progress)
