@@ -9,7 +9,7 @@ import pytest
 from actvar_cli.errors import GateError
 from actvar_cli.evaluate.evaluate import Agreement, Evaluation, Quality
 from actvar_cli.recipe.steps import Gates
-from actvar_cli.recipe.summary import check_gates, metrics, table
+from actvar_cli.recipe.summary import check_gates, measured, metrics, table
 
 
 def quality(**values: Any) -> Quality:
@@ -55,8 +55,50 @@ def test_the_table_of_an_evaluation() -> None:
     assert table(None, None) == []
 
 
-def test_the_model_card_shows_the_dense_model_beside() -> None:
-    assert metrics(None, evaluation())["class accuracy"] == "93.0 % (dense: 94.0 %)"
+def test_metrics_say_what_they_are() -> None:
+    shown = [(m.kind, m.name, m.value, m.shown, m.dense) for m in metrics(None, evaluation())]
+    assert shown == [
+        ("cost", "cost, transformer, share of the dense FLOPs", 0.702, "70.2 %", "100.0 %"),
+        (
+            "frechet_distance",
+            "Fréchet distance (net, 10 images; real against real 0.015)",
+            0.44,
+            "0.440",
+            "0.400",
+        ),
+        ("accuracy", "class accuracy (net)", 0.93, "93.0 %", "94.0 %"),
+        ("token_match", "token match with the dense model", 0.87, "87.0 %", ""),
+        ("kl_divergence", "KL to the dense model, nats per token", 0.1234, "0.123", ""),
+    ]
+    assert metrics(None, None) == []
+
+
+@pytest.mark.parametrize(("network", "kind"), [("Inception v3, 2048-d", "fid"), ("net", "frechet_distance")])
+def test_only_inception_features_are_called_fid(network: str, kind: str) -> None:
+    found = metrics(None, evaluation().model_copy(update={"feature_network": network}))[1]
+    assert found.kind == kind
+    assert found.name.startswith("FID" if kind == "fid" else "Fréchet distance")
+
+
+def record(made: str, exported: str, about: str) -> dict[str, Any]:
+    """A run that made a model, exported it as another file, and evaluated ``about``."""
+    result = evaluation().model_dump(mode="json")
+    return {
+        "steps": [
+            {"step": "distill", "inputs": {"model": "0"}, "outputs": {"model.safetensors": made}, "result": {}},
+            {"step": "evaluate", "inputs": {"model": about}, "outputs": {}, "result": result},
+            {"step": "export", "inputs": {"model": made}, "outputs": {"model.safetensors": exported}, "result": {}},
+        ]
+    }
+
+
+def test_a_run_tells_what_it_measured_of_this_model_and_no_other() -> None:
+    expected = metrics(None, evaluation())
+    assert measured(record("a", "b", about="a"), ["a"]) == expected
+    assert measured(record("a", "b", about="a"), ["b"]) == expected
+    assert measured(record("a", "b", about="c"), ["b"]) == []
+    assert measured(record("a", "b", about="a"), ["c"]) == []
+    assert measured({}, ["a"]) == []
 
 
 def test_gates() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from actvar_cli.weights.zoo import PINNED
+from tests.weights.hub_uploads import Uploads
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = COMMIT[::-1]
@@ -43,6 +44,9 @@ class Hub:
     tokens: set[str] = field(default_factory=set)
     url: str = ""
 
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.files, COMMIT)
+
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
@@ -55,7 +59,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.answer(body=False)
 
         def do_GET(self) -> None:
-            self.answer(body=True)
+            if not hub.uploads.answer(self, hub.url):
+                self.answer(body=True)
+
+        do_POST = do_PUT = do_GET
 
         def fail(self, status: int, code: str) -> None:
             self.send_response(status)

@@ -117,7 +117,7 @@ def test_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artefact, "save_file", interrupted)
+    monkeypatch.setattr(artefact, "write_safetensors", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path / "m.safetensors", tiny_model(), {})
     assert list(tmp_path.iterdir()) == []

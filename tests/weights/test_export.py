@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 
 from actvar_cli.errors import InputError
 from actvar_cli.model.config import Dial
 from actvar_cli.weights import export as export_module
-from actvar_cli.weights.artefact import read_lineage
-from actvar_cli.weights.export import export
+from actvar_cli.weights.artefact import read_config, read_lineage
+from actvar_cli.weights.card import About
+from actvar_cli.weights.export import export, plan
 from actvar_cli.weights.load import load
+from actvar_cli.weights.shards import INDEX
 from tests.tiny import tiny_model
 
 
@@ -24,7 +26,7 @@ def test_folder_gives_the_same_samples_also_elsewhere(tmp_path: Path) -> None:
     model = tiny_model(experts=True, token_gate=True)
     dials = (Dial(budget=0.7, threshold=0.2, cost=0.69), Dial(budget=0.9, threshold=-0.1, cost=0.9))
     model.config = model.config.model_copy(update={"dials": dials, "default_budget": 0.8})
-    folder = export(model, tmp_path / "out", lineage={"steps": ["convert"]})
+    folder = export(model, tmp_path / "out", about=About(lineage={"steps": ["convert"]}))
     assert names(folder) == ["README.md", "config.json", "model.safetensors", "tokenizer.safetensors"]
     folder = folder.rename(tmp_path / "moved")
     again = load(folder)
@@ -35,18 +37,6 @@ def test_folder_gives_the_same_samples_also_elsewhere(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text()) == json.loads(again.config.model_dump_json())
     assert again.config.tokenizer_reference is not None
     assert again.config.tokenizer_reference.name == "tokenizer.safetensors"
-
-
-def test_card(tmp_path: Path) -> None:
-    folder = export(
-        tiny_model(experts=True), tmp_path / "out", metrics={"cost": 0.78123, "unit": "MACs"}, lineage={"seed": 1}
-    )
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.library_name == "actvar"
-    assert card.data.license == "mit"
-    assert "| cost | 0.7812 |\n| unit | MACs |" in card.text
-    assert "- seed: 1" in card.text
-    assert "split into 4 experts" in card.text
 
 
 def test_dtype_and_further_files(tmp_path: Path) -> None:
@@ -90,3 +80,36 @@ def test_the_data_sets_notice_goes_along(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (export(model, tmp_path / "a") / "NOTICE.md").exists()
     model.config = model.config.model_copy(update={"name": "var-fashion"})
     assert (export(model, tmp_path / "b") / "NOTICE.md").read_text() == "Fashion-MNIST, Zalando SE"
+
+
+def test_larger_than_a_shard_it_is_written_as_several(tmp_path: Path) -> None:
+    model = tiny_model(experts=True)
+    folder = export(model, tmp_path / "out", shard_size=60_000, about=About(lineage={"steps": ["convert"]}))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 2
+    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert names(folder) == sorted([*shards, "README.md", "config.json", INDEX, "tokenizer.safetensors"])
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in model.transformer.state_dict().values())
+    assert all((folder / shard).stat().st_size < 80_000 for shard in shards)
+    for part in (*shards, INDEX):
+        assert read_config(folder / part).name == "tiny"
+        assert read_lineage(folder / part) == {"steps": ["convert"]}
+    for name in (folder, folder / INDEX):
+        again = load(name)
+        assert torch.equal(model.sample([0, 1], seed=1).images, again.sample([0, 1], seed=1).images)
+
+
+def test_shards_and_a_single_file_replace_each_other(tmp_path: Path) -> None:
+    model = tiny_model()
+    whole = names(export(model, tmp_path / "out"))
+    assert len(names(export(model, tmp_path / "out", shard_size=60_000, force=True))) > len(whole)
+    export(model, tmp_path / "out", shard_size=120_000, force=True)
+    assert names(export(model, tmp_path / "out", force=True)) == whole
+
+
+@pytest.mark.parametrize("options", [{}, {"shard_size": 60_000, "dtype": "float16"}])
+def test_the_plan_knows_every_file_and_its_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
+    model, files = tiny_model(experts=True), {"recipe.yaml": "über: 1\n"}
+    folder = export(model, tmp_path / "out", files=files, **options)
+    assert plan(model, files=files, **options) == {p.name: p.stat().st_size for p in folder.iterdir()}

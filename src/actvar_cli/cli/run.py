@@ -59,7 +59,8 @@ def run(
     rows = run.table()
     data = {"table": [dict(zip(("what", "dense", "compressed"), row, strict=True)) for row in rows], **record}
     shown: list[Any] = [table("", "dense", "compressed", rows=rows)] if rows else []
-    made = [name for name in ("model.safetensors", "report.html", "run.json") if (run.path / name).is_file()]
+    shown_files = ("model.safetensors", "model.safetensors.index.json", "var.pth", "report.html", "run.json")
+    made = [name for name in shown_files if (run.path / name).is_file()]
     out.result(data, *shown, f"{run.path}: {', '.join(made)} ({took(record['seconds'])})", path=run.path)
     run.check_gates()
 

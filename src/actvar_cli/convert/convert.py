@@ -146,7 +146,7 @@ def convert(
     generator = torch.Generator().manual_seed(seed)
     arch = teacher.config.transformer
     images = settings.images or affordable_images(teacher.config, 256)
-    recorder = Recorder(teacher, max(1, TOKENS // images), generator)
+    recorder = Recorder(teacher, min(max(1, TOKENS // images), teacher.config.tokenizer.num_tokens), generator)
     samples = draw_samples(teacher, images, seed=seed, progress=progress, recorder=recorder)
     checked = max(1, min(8, images // 16))
     before = reference_logits(teacher, samples, checked)

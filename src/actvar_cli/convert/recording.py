@@ -16,7 +16,7 @@ from actvar_cli.model.device import return_memory
 from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
 from actvar_cli.progress import Progress
 
-CACHE_BYTES = 2**28
+CACHE_BYTES = 3 * 2**27
 """Room for the keys and values of images that are sampled together while calibrating; one image may take more."""
 
 

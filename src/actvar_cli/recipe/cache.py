@@ -155,6 +155,11 @@ class RunFolder:
             except OSError:
                 shutil.copy2(source, temporary)
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove files at the top of the folder."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
     def _state(self, name: str) -> Path:
         return self.path / STEPS / f"{name}.json"
 

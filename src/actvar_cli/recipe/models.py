@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from actvar_cli import __version__
 from actvar_cli.errors import InputError
 from actvar_cli.progress import Progress
-from actvar_cli.weights.zoo import KNOWN, HubFile, what_is_old
+from actvar_cli.weights.zoo import KNOWN, HubFile, ZooEntry, base_of, what_is_old
 
 if TYPE_CHECKING:
     from actvar_cli.model.sampling import ActVAR
+    from actvar_cli.weights.card import About, Metric
 
 
 def choose_device(name: str) -> str:
@@ -44,7 +45,7 @@ def file_of(name: str, progress: Progress) -> Path:
 
 
 def digest_of(name: str, progress: Progress) -> str:
-    """sha256 of the model's file as published; where that is known by the name, no file is needed.
+    """sha256 of the model's file, or of all its files, as published; where known by the name, no file is needed.
 
     A file that its publisher has replaced is pointed out to ``progress``.
     """
@@ -54,9 +55,10 @@ def digest_of(name: str, progress: Progress) -> str:
     from actvar_cli.weights.artefact import is_artefact
     from actvar_cli.weights.converted import published_digest
     from actvar_cli.weights.load import locate
+    from actvar_cli.weights.shards import files_of
 
     source = locate(name, progress=progress)
-    digests = [published_digest(source.path)]
+    digests = [published_digest(file) for file in files_of(source.path)]
     if what := what_is_old(digests[0]):
         progress.say(f"warning: {source.path} is {what}: `actvar fetch` brings the present one")
     # A plain state dict says nothing of its tokenizer: that is whichever lies beside it.
@@ -81,9 +83,32 @@ class Source:
 
         return read_lineage(self.path) if is_artefact(self.path) else {}
 
+    @property
+    def base(self) -> ZooEntry | None:
+        """The known model that it is, or was made from, by name or digest."""
+        steps = [step for step in self.lineage.get("steps", []) if isinstance(step, Mapping)]
+        return base_of(
+            [self.name, *(step.get(key) for step in steps for key in ("source", "teacher"))],
+            [self.sha256, *(step.get(key) for step in steps for key in ("sha256", "teacher_sha256"))],
+        )
+
     def then(self, step: Mapping[str, Any]) -> dict[str, Any]:
         """The lineage of what ``step`` makes of this model."""
         return {"actvar": __version__, "steps": [*self.lineage.get("steps", []), dict(step)]}
+
+
+def about(source: Source, metrics: Sequence[Metric], repo: str | None = None) -> About:
+    """What the model card of ``source`` tells; ``repo`` is where it will be."""
+    from actvar_cli.weights.card import About
+
+    base = source.base
+    return About(
+        lineage=source.lineage,
+        metrics=metrics,
+        base_model=base.transformer.repo if base and isinstance(base.transformer, HubFile) else None,
+        license=base.license if base else None,
+        repo=repo,
+    )
 
 
 def named(name: str, *, device: str, progress: Progress, budget: float | None = None) -> Source:

@@ -26,6 +26,7 @@ from actvar_cli.recipe.steps import (
     Gates,
     SampleStep,
 )
+from actvar_cli.weights.shards import own_weights
 from actvar_cli.weights.zoo import KNOWN
 
 if TYPE_CHECKING:
@@ -250,9 +251,13 @@ class Run:
         leave_model = [other for other in self.file.flow if other.verb in (*MAKES_MODEL, "export")]
         if flow.verb not in ("report", "sample") and flow not in leave_model[-1:]:
             return
-        for file in self.outcomes[flow.name].outputs:
+        outputs = self.outcomes[flow.name].outputs
+        for file in outputs:
             if flow.verb not in MAKES_MODEL or file.startswith("model."):
                 self.folder.publish(flow.name, file)
+        if flow in leave_model:
+            # Of an earlier run, which left the model in other files: two models in one folder are one too many.
+            self.folder.forget({name for name in own_weights(self.path) if name not in outputs})
 
     def _record(self, started: datetime, seconds: float, cached: set[str]) -> dict[str, Any]:
         from actvar_cli.profile.report import versions

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import DistillSettings
@@ -81,11 +81,26 @@ class SampleSettings(Drawing):
 
 
 class ExportSettings(Frozen):
-    """How a model is written for handing on."""
+    """As what, and how, a model is written for handing on."""
+
+    format: Annotated[
+        Literal["actvar", "var"],
+        Field(description="a folder (actvar), or one .safetensors or .pth for anybody's VAR code (var)"),
+    ] = "actvar"
 
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], Field(description="how the transformer's weights are stored")
     ] = "float32"
+    shard_size: Annotated[
+        ByteSize,
+        Field(description="bytes of one file of weights in a folder, at most, as 500MB; default: 5GB"),
+    ] = ByteSize(5_000_000_000)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.format == "var" and "shard_size" in self.model_fields_set:
+            raise ValueError("a shard size means nothing with format var: the published layout is one file")
+        return self
 
 
 class ReportSettings(Frozen):
@@ -133,7 +148,7 @@ class SampleStep(Step, SampleSettings):
 
 
 class ExportStep(Step, ExportSettings):
-    """Write a folder to hand on: weights, tokenizer, configuration, model card."""
+    """Write a folder to hand on: weights, tokenizer, configuration, model card; or var.pth in the published layout."""
 
     step: Literal["export"]
     model: Model = None

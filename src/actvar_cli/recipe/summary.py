@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from actvar_cli.errors import GateError
 from actvar_cli.recipe.steps import Gates
+from actvar_cli.weights.card import GENERATED, Metric
 
 if TYPE_CHECKING:
     from actvar_cli.evaluate.evaluate import Evaluation
@@ -60,15 +64,76 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def metrics(profile: Profile | None, evaluation: Evaluation | None) -> dict[str, float | str]:
-    """The compressed model's measurements for its model card; the dense model's in brackets."""
-    found: dict[str, float | str] = {}
-    for what, dense, compressed in table(profile, evaluation):
-        if compressed:
-            found[what] = f"{compressed} (dense: {dense})" if dense else compressed
-        elif dense:
-            found[what] = dense
-    return found
+def metrics(profile: Profile | None, evaluation: Evaluation | None) -> list[Metric]:
+    """The model's measurements for its model card; nothing of the dense model's is given as its own."""
+    found: list[Metric] = []
+    if profile and profile.cost and profile.image_cost and profile.speedup:
+        how = f"{profile.device}, {profile.dtype}, batch {profile.batch}"
+        found += [
+            _share("cost", "cost, transformer, share of the dense FLOPs", profile.cost, 1.0),
+            _share("cost", "cost, whole image, share of the dense FLOPs", profile.image_cost, 1.0),
+            Metric("speedup", f"speed-up, measured ({how})", profile.speedup, f"{profile.speedup:.2f}", "1.00"),
+        ]
+    elif evaluation:
+        teacher, student = evaluation.teacher, evaluation.student
+        found.append(_share("cost", "cost, transformer, share of the dense FLOPs", student.cost, teacher.cost))
+    return found + (_quality_metrics(evaluation) if evaluation else [])
+
+
+def _quality_metrics(evaluation: Evaluation) -> list[Metric]:
+    teacher, student, agreement = evaluation.teacher, evaluation.student, evaluation.agreement
+    network = evaluation.feature_network or ""
+    real = ("fashion_mnist", "Fashion-MNIST") if "fashion" in network else ("real", "real images")
+    found: list[Metric] = []
+    if teacher.distance is not None and student.distance is not None:
+        # Only a distance in the features of Inception may be called FID.
+        inception = "inception" in network.lower()
+        floor = "" if evaluation.floor is None else f"; real against real {evaluation.floor:.3f}"
+        found.append(
+            Metric(
+                "fid" if inception else "frechet_distance",
+                f"{'FID' if inception else 'Fréchet distance'} ({network}, {evaluation.images} images{floor})",
+                student.distance,
+                f"{student.distance:.3f}",
+                f"{teacher.distance:.3f}",
+                real,
+            )
+        )
+    if teacher.accuracy is not None and student.accuracy is not None:
+        found.append(_share("accuracy", f"class accuracy ({network})", student.accuracy, teacher.accuracy, real))
+    return [
+        *found,
+        _share("token_match", "token match with the dense model", agreement.token_match),
+        Metric("kl_divergence", "KL to the dense model, nats per token", agreement.kl, f"{agreement.kl:.3f}"),
+    ]
+
+
+def _share(
+    kind: str, name: str, value: float, dense: float | None = None, dataset: tuple[str, str] = GENERATED
+) -> Metric:
+    return Metric(kind, name, value, _percent(value), _percent(dense), dataset)
+
+
+def measured(record: Mapping[str, Any], digests: Collection[str]) -> list[Metric]:
+    """What a run, by its ``run.json``, measured of the model whose files have these sha256s."""
+    from actvar_cli.evaluate.evaluate import Evaluation
+    from actvar_cli.profile.profile import Profile
+
+    steps = [step for step in record.get("steps", ()) if isinstance(step, Mapping)]
+    # An export is of the model it was made from, although its file is another.
+    made = [step for step in steps if set(digests) & set(step.get("outputs", {}).values())]
+    known = {*digests, *(step["inputs"]["model"] for step in made if step.get("step") == "export")}
+    found: dict[str, Any] = {}
+    for step in steps:
+        if step.get("step") in ("profile", "evaluate") and step.get("inputs", {}).get("model") in known:
+            found[step["step"]] = step.get("result")
+    try:
+        return metrics(
+            Profile.model_validate(found["profile"]) if "profile" in found else None,
+            Evaluation.model_validate(found["evaluate"]) if "evaluate" in found else None,
+        )
+    except ValidationError:
+        return []  # Another version of actvar measured other things.
 
 
 def check_gates(evaluation: Evaluation, gates: Gates) -> None:

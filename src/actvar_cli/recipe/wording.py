@@ -33,6 +33,8 @@ def in_words(error: ErrorDetails, key: str, known: list[str]) -> str:
         return f"{key} must be a list, not {_shown(given)}"
     if kind == "too_short":
         return f"{key} must not be empty"
+    if kind in ("byte_size", "byte_size_unit"):
+        return f"{key} must be a size such as 500MB or 5GB, not {_shown(given)}"
     message = error["msg"].replace("Input should", "should").removeprefix("Value ")
     if kind.endswith("_type") or kind.endswith("_parsing"):
         # The first half says what was expected; how the parsing failed helps nobody.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from actvar_cli.profile.profile import Profile
 
 MODEL, HISTORY, REPORT, PICTURES = "model.safetensors", "history.json", "report.html", "pictures.png"
+PUBLISHED = "var.pth"
 
 
 @dataclass(frozen=True)
@@ -199,21 +200,28 @@ def sample(settings: SampleSettings, job: Job) -> dict[str, Any]:
 
 
 def export(step: ExportStep, job: Job) -> dict[str, Any]:
-    """Leave the files of a folder to hand on, with what was measured in the model card."""
+    """Leave the files of a folder to hand on, with what was measured in the model card; or the published layout."""
     from actvar_cli.recipe.summary import metrics
     from actvar_cli.weights.export import export as export_model
+    from actvar_cli.weights.published import write_published
 
-    measured = metrics(job.before.profile, job.before.evaluation)
-    export_model(
-        job.model.open(),
-        job.folder,
-        dtype=step.dtype,
-        lineage=job.model.lineage,
-        metrics=measured,
-        force=True,
-        progress=job.progress,
-    )
-    return {"dtype": step.dtype, "files": sorted(path.name for path in job.folder.iterdir())}
+    model = job.model.open()
+    if step.format == "var":
+        with job.progress.task(f"writing {PUBLISHED}", 1) as task:
+            write_published(job.folder / PUBLISHED, model, dtype=step.dtype, force=True)
+            task.advance()
+    else:
+        export_model(
+            model,
+            job.folder,
+            dtype=step.dtype,
+            shard_size=step.shard_size,
+            about=models.about(job.model, metrics(job.before.profile, job.before.evaluation)),
+            force=True,
+            progress=job.progress,
+        )
+    files = sorted(path.name for path in job.folder.iterdir())
+    return {"format": step.format, "dtype": step.dtype, "files": files}
 
 
 def report(step: ReportStep, job: Job) -> dict[str, Any]:

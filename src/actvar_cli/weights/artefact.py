@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from actvar_cli.errors import ActvarError, InputError, did_you_mean
+from actvar_cli.errors import InputError, did_you_mean
 from actvar_cli.model.config import FORMAT_VERSION, ModelConfig, TokenizerReference
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.weights.files import file_digest, is_safetensors, new_file
+from actvar_cli.weights.shards import files_of, is_index
+from actvar_cli.weights.stream import Later, later, write_safetensors
 from actvar_cli.weights.zoo import KNOWN
 
 __all__ = [
     "DTYPES",
-    "as_stored",
+    "described",
+    "dtype_called",
     "file_digest",
     "is_artefact",
     "parse_config",
@@ -35,9 +37,10 @@ __all__ = [
     "read_lineage",
     "save",
     "tokenizer_beside",
+    "tokenizer_tensors",
+    "transformer_tensors",
     "write_tensors",
     "write_tokenizer",
-    "write_transformer",
 ]
 
 CONFIG_KEY, LINEAGE_KEY = "actvar.config", "actvar.lineage"
@@ -62,7 +65,8 @@ def save(
             beside = tokenizer_beside(path)
             digest = write_tokenizer(stack.enter_context(new_file(beside, force=force)), model)
             reference = TokenizerReference(name=beside.name, sha256=digest)
-        write_transformer(temporary, model, reference, lineage, dtype=dtype)
+        _, metadata = described(model, reference, lineage)
+        write_tensors(temporary, transformer_tensors(model, dtype), metadata)
     return path
 
 
@@ -71,57 +75,55 @@ def tokenizer_beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}.tokenizer.safetensors")
 
 
-def write_transformer(
-    path: Path, model: ActVAR, reference: TokenizerReference, lineage: Mapping[str, Any], *, dtype: str
-) -> ModelConfig:
-    """Write the transformer to ``path`` itself, with its tokenizer at ``reference``; returns the config as stored."""
+def described(
+    model: ActVAR, reference: TokenizerReference, lineage: Mapping[str, Any]
+) -> tuple[ModelConfig, dict[str, str]]:
+    """The config as it is stored, with the tokenizer at ``reference``, and the metadata of the file or every shard."""
     config = model.config.model_copy(update={"tokenizer_reference": reference, "format_version": FORMAT_VERSION})
-    metadata = {
+    return config, {
         "format": "pt",
         CONFIG_KEY: config.model_dump_json(),
         LINEAGE_KEY: json.dumps(lineage, sort_keys=True, default=str),
     }
-    _write(path, model.transformer, dtype, metadata)
-    return config
+
+
+def transformer_tensors(model: ActVAR, dtype: str) -> dict[str, Later]:
+    """What an artefact holds of ``model``, floating tensors in ``dtype``; InputError where that is none of `DTYPES`."""
+    return {key: later(tensor, dtype_called(dtype)) for key, tensor in model.transformer.state_dict().items()}
+
+
+def tokenizer_tensors(model: ActVAR) -> dict[str, Later]:
+    """The tensors of ``model``'s tokenizer, always float32.
+
+    Rounding the codebook would change which code is nearest, and so the tokens of a picture.
+    """
+    return {key: later(tensor, torch.float32) for key, tensor in model.tokenizer.state_dict().items()}
 
 
 def write_tokenizer(path: Path, model: ActVAR) -> str:
-    """Write ``model``'s tokenizer to ``path`` itself, as plain float32 tensors, and return the file's sha256.
-
-    Always float32: rounding the codebook would change which code is nearest, and so the tokens of a picture.
-    """
-    _write(path, model.tokenizer, "float32", {"format": "pt"})
+    """Write ``model``'s tokenizer to ``path`` itself and return the file's sha256."""
+    write_tensors(path, tokenizer_tensors(model), {"format": "pt"})
     return file_digest(path)
 
 
-def _write(path: Path, module: nn.Module, dtype: str, metadata: dict[str, str]) -> None:
-    write_tensors(path, {key: as_stored(tensor, dtype) for key, tensor in module.state_dict().items()}, metadata)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Later], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file to ``path`` itself, one tensor at a time."""
+    made = {key: later(tensor) if isinstance(tensor, Tensor) else tensor for key, tensor in tensors.items()}
+    write_safetensors(path, made, metadata)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file to ``path`` itself, with the permissions that the user's files have."""
-    # Made first to learn which permissions the user's files have: the library gives its own to nobody else to read.
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        raise ActvarError(f"cannot write {path}: {error}") from error
-    path.chmod(mode)
-
-
-def as_stored(tensor: Tensor, dtype: str) -> Tensor:
-    """A tensor as it goes into a file: on the CPU, contiguous, and of ``dtype`` (one of `DTYPES`) if it is floating."""
-    if dtype not in DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}{did_you_mean(dtype, list(DTYPES))}: one of {', '.join(DTYPES)}")
-    stored = tensor.detach().cpu()
-    return stored.to(DTYPES[dtype]).contiguous() if stored.is_floating_point() else stored.contiguous()
+def dtype_called(name: str) -> torch.dtype:
+    """One of `DTYPES`; InputError for another name."""
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {name!r}{did_you_mean(name, list(DTYPES))}: one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file; InputError where it is missing or damaged."""
+    """The metadata of a safetensors file, or of the shards of an index; InputError where it is missing or damaged."""
     if not Path(path).is_file():
         raise InputError(f"no such file: {path}")
+    path = files_of(Path(path))[-1]
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -131,7 +133,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def is_artefact(path: str | Path) -> bool:
     """Whether a file holds actvar's configuration; a plain state dict does not, in whatever format."""
-    return is_safetensors(path) and CONFIG_KEY in read_metadata(path)
+    return (is_index(path) or is_safetensors(path)) and CONFIG_KEY in read_metadata(path)
 
 
 def read_config(path: str | Path) -> ModelConfig:

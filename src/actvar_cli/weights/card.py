@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from actvar_cli.model.config import ModelConfig
 
+GENERATED = ("generated", "images sampled from this model")
+"""The data set of a metric that needs no real images: its identifier and its name."""
 
-def model_card(
-    config: ModelConfig, *, dtype: str, lineage: Mapping[str, Any], metrics: Mapping[str, float | str]
-) -> str:
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured figure of a model.
+
+    ``kind`` is the Hub's identifier of the metric where there is one (``accuracy``); ``name`` says what was measured,
+    in which unit and by which network; ``shown`` and ``dense`` are the figure of this model and that of the dense one
+    as a reader wants them.
+    """
+
+    kind: str
+    name: str
+    value: float
+    shown: str
+    dense: str = ""
+    dataset: tuple[str, str] = GENERATED
+
+
+@dataclass(frozen=True)
+class About:
+    """What a model card tells that the model itself does not know.
+
+    ``repo`` is the repository it will be in, ``base_model`` the one that it was made from, both as ``owner/repo``;
+    ``license`` the identifier of the base model's, if it is known.
+    """
+
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Metric] = ()
+    base_model: str | None = None
+    license: str | None = None
+    repo: str | None = None
+
+
+def model_card(config: ModelConfig, *, dtype: str, about: About) -> str:
     """Markdown with the Hub's YAML header: what the model is, how to use it, what was measured, how it was made."""
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
+    results = [
+        EvalResult(
+            # The Hub has no task of its own for images of a class.
+            task_type="unconditional-image-generation",
+            task_name="class-conditional image generation",
+            dataset_type=metric.dataset[0],
+            dataset_name=metric.dataset[1],
+            metric_type=metric.kind,
+            metric_name=metric.name,
+            metric_value=float(f"{metric.value:.6g}"),
+        )
+        for metric in about.metrics
+    ]
     data = ModelCardData(
-        license="mit",
+        base_model=about.base_model,
+        license=about.license,
         library_name="actvar",
+        pipeline_tag="unconditional-image-generation",
         tags=["actvar", "VAR", "class-conditional", "image-generation"],
         model_name=config.name,
+        eval_results=results or None,
     )
-    sections = [f"---\n{data.to_yaml()}\n---", f"# {config.name}", _what(config, dtype), _usage(config)]
-    if metrics:
-        rows = "\n".join(f"| {name} | {_number(value)} |" for name, value in metrics.items())
-        sections.append(f"## Measured\n\n| what | value |\n|---|---|\n{rows}")
+    sections = [f"---\n{data.to_yaml()}\n---", f"# {config.name}", _what(config, dtype), _usage(config, about.repo)]
+    if about.metrics:
+        rows = "\n".join(f"| {m.name} | {m.dense} | {m.shown} |" for m in about.metrics)
+        sections.append(f"## Measured\n\n| what | dense | this model |\n|---|---|---|\n{rows}")
     if config.dials:
         rows = "\n".join(f"| {d.budget:g} | {d.cost:.3f} |" for d in config.dials)
         sections.append(f"## Calibrated budgets\n\n| budget | cost when calibrated |\n|---|---|\n{rows}")
-    if lineage:
-        sections.append(f"## How it was made\n\n{_lineage(lineage)}")
+    if about.lineage:
+        sections.append(f"## How it was made\n\n{_lineage(about.lineage)}")
     return "\n\n".join(sections) + "\n"
 
 
@@ -47,18 +97,15 @@ def _what(config: ModelConfig, dtype: str) -> str:
     return " ".join(parts)
 
 
-def _usage(config: ModelConfig) -> str:
+def _usage(config: ModelConfig, repo: str | None) -> str:
     default = config.default_budget
     budget = f", budget={default:g}" if default else ""
+    name = f"hf://{repo}" if repo else "path/to/this/folder"
     return (
         "```python\nimport actvar_cli\n\n"
-        f'model = actvar_cli.load("path/to/this/folder"{budget})  # or "hf://owner/repo"\n'
+        f'model = actvar_cli.load("{name}"{budget})\n'
         "images = model.sample([0, 1], seed=0).images  # (2, channels, height, width) in [0, 1]\n```"
     )
-
-
-def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def _lineage(lineage: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from actvar_cli.errors import InputError
 from actvar_cli.weights.files import is_safetensors
+from actvar_cli.weights.shards import is_index, read_shards, refuse_single
 
 TRANSFORMER_MARK = "pos_1LC"
 TOKENIZER_MARK = "quantize.embedding.weight"
@@ -39,15 +40,18 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a safetensors file, a published ``.pth`` or a training checkpoint.
+    """Read a safetensors file, the shards of an index, a published ``.pth`` or a training checkpoint.
 
     Raises InputError, one line, if the file is missing, no checkpoint, damaged, or a pickle that wants code.
     """
     start = _start(path)
     content: Any
     metadata: dict[str, str] = {}
+    if is_index(path):
+        content, metadata = read_shards(path)
     # Safetensors first: its header's length comes before the brace, and may begin like a pickle (0x80).
-    if is_safetensors(path):
+    elif is_safetensors(path):
+        refuse_single(path)
         content, metadata = read_safetensors(path)
     elif start[:2] == b"PK" or start[:1] == b"\x80":
         content = _read_pickle(path, mmap=start[:2] == b"PK")

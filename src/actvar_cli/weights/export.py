@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from actvar_cli.model.config import TokenizerReference
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
-from actvar_cli.weights.artefact import write_tokenizer, write_transformer
-from actvar_cli.weights.card import model_card
+from actvar_cli.weights.artefact import described, tokenizer_tensors, transformer_tensors, write_tokenizer
+from actvar_cli.weights.card import About, model_card
 from actvar_cli.weights.files import new_folder
+from actvar_cli.weights.shards import INDEX, index_text, own_weights, split
+from actvar_cli.weights.stream import safetensors_size, write_safetensors
 from actvar_cli.weights.zoo import ASSETS
 
 WEIGHTS, TOKENIZER, CONFIG, CARD, NOTICE = (
@@ -22,8 +24,24 @@ WEIGHTS, TOKENIZER, CONFIG, CARD, NOTICE = (
     "README.md",
     "NOTICE.md",
 )
-# What an export may hold, and so what another may replace: the recipe and the record of a run are passed as `files`.
-NAMES = (WEIGHTS, TOKENIZER, CONFIG, CARD, NOTICE, "recipe.yaml", "run.json")
+OTHERS = (TOKENIZER, CONFIG, CARD, NOTICE, "recipe.yaml", "run.json")
+"""What an export may hold besides weights; the recipe and the record of a run are passed as ``files``."""
+
+SHARD_SIZE = 5_000_000_000
+"""Bytes of a file of weights, at most; as the Hub's own tools have it."""
+
+
+def own_files(folder: Path) -> set[str]:
+    """Files that another export to ``folder`` may replace."""
+    return {*OTHERS, *own_weights(folder)}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of an export: its ``size`` in bytes, known before it is written."""
+
+    size: int
+    write: Callable[[Path], object]
 
 
 def export(
@@ -31,36 +49,71 @@ def export(
     folder: str | Path,
     *,
     dtype: str = "float32",
+    shard_size: int = SHARD_SIZE,
     force: bool = False,
-    lineage: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, float | str] | None = None,
+    about: About | None = None,
     files: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write ``model`` to ``folder`` and return it; `load` reads it back, also after it was moved.
 
-    ``dtype`` is that of the transformer; the tokenizer stays float32. ``metrics`` are shown in the model card in the
-    order given; ``files`` are further texts by name (``recipe.yaml``, ``run.json``). Raises InputError where the folder
-    holds something and ``force`` is off, or where it holds anything that is not part of an export.
+    ``dtype`` is that of the transformer, which is written as several files if it is larger than ``shard_size`` bytes;
+    the tokenizer stays float32. ``about`` is what the model card tells; ``files`` are further texts by name
+    (``recipe.yaml``, ``run.json``). Raises InputError where the folder holds something and ``force`` is off, or where
+    it holds anything that is not part of an export.
     """
-    folder, config = Path(folder), model.config
+    folder = Path(folder)
+    # Made before anything is written: a wrong dtype is told at once, and the bytes to write are known.
+    planned = plan(model, dtype=dtype, shard_size=shard_size, about=about, files=files)
     with (
-        new_folder(folder, replaceable={*NAMES, *(files or {})}, force=force) as temporary,
-        (progress or Progress()).task(f"exporting {config.name}", 3) as task,
+        new_folder(folder, replaceable=own_files(folder) | set(files or {}), force=force) as temporary,
+        (progress or Progress()).task(f"exporting {model.config.name}", sum(planned.values())) as task,
     ):
-        reference = TokenizerReference(name=TOKENIZER, sha256=write_tokenizer(temporary / TOKENIZER, model))
-        task.advance(note="tokenizer")
-        stored = write_transformer(temporary / WEIGHTS, model, reference, lineage or {}, dtype=dtype)
-        task.advance(note="transformer")
-        (temporary / CONFIG).write_text(stored.model_dump_json(indent=2) + "\n")
-        (temporary / CARD).write_text(model_card(stored, dtype=dtype, lineage=lineage or {}, metrics=metrics or {}))
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text)
-        if _of_fashion(model) and (ASSETS / NOTICE).is_file():
-            # The data set's licence asks that its notice go with whatever was made from it.
-            shutil.copyfile(ASSETS / NOTICE, temporary / NOTICE)
-        task.advance(note="model card")
+        digest = write_tokenizer(temporary / TOKENIZER, model)
+        task.advance(planned[TOKENIZER], note="tokenizer")
+        for name, file in _files(model, digest, dtype, shard_size, about or About(), files or {}).items():
+            file.write(temporary / name)
+            task.advance(file.size, note=name)
     return folder
+
+
+def plan(
+    model: ActVAR,
+    *,
+    dtype: str = "float32",
+    shard_size: int = SHARD_SIZE,
+    about: About | None = None,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, int]:
+    """The files that `export` would write, and their bytes."""
+    sizes = {TOKENIZER: safetensors_size(tokenizer_tensors(model), {"format": "pt"})}
+    # Any digest is as long as any other.
+    written = _files(model, "0" * 64, dtype, shard_size, about or About(), files or {})
+    return sizes | {name: file.size for name, file in written.items()}
+
+
+def _files(
+    model: ActVAR, digest: str, dtype: str, shard_size: int, about: About, files: Mapping[str, str]
+) -> dict[str, _File]:
+    """Everything but the tokenizer, whose sha256 is ``digest``."""
+    config, metadata = described(model, TokenizerReference(name=TOKENIZER, sha256=digest), about.lineage)
+    shards = split(transformer_tensors(model, dtype), shard_size)
+    found = {
+        name: _File(safetensors_size(tensors, metadata), partial(write_safetensors, tensors=tensors, metadata=metadata))
+        for name, tensors in shards.items()
+    }
+    texts = {CONFIG: config.model_dump_json(indent=2) + "\n", CARD: model_card(config, dtype=dtype, about=about)}
+    if len(shards) > 1:
+        texts[INDEX] = index_text(shards)
+    if _of_fashion(model) and (ASSETS / NOTICE).is_file():
+        # The data set's licence asks that its notice go with whatever was made from it.
+        texts[NOTICE] = (ASSETS / NOTICE).read_text(encoding="utf-8")
+    return found | {name: _text(text) for name, text in {**texts, **files}.items()}
+
+
+def _text(text: str) -> _File:
+    data = text.encode()
+    return _File(len(data), lambda path: path.write_bytes(data))
 
 
 def _of_fashion(model: ActVAR) -> bool:

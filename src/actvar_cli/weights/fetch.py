@@ -14,6 +14,7 @@ from actvar_cli.progress import Progress
 from actvar_cli.weights.converted import alone, convert, find, folder_of
 from actvar_cli.weights.download import Remote, arrived, ask, cached, download, existing, hub, refuse_other
 from actvar_cli.weights.files import file_digest, is_safetensors
+from actvar_cli.weights.shards import INDEX_SUFFIX
 from actvar_cli.weights.zoo import ASSETS, KNOWN, REVISION, HubFile, entry_of, what_is_old
 
 DEFAULT_FILE = "model.safetensors"
@@ -66,7 +67,9 @@ def fetch(name: str, *, force: bool = False, progress: Progress | None = None) -
     for an unknown name, ActvarError where network, server or disk fail or a digest is wrong.
     """
     if name.startswith("hf://"):
-        return hub_file(parse_hub_name(name), force=force, progress=progress)
+        from actvar_cli.weights.hub_model import hub_model
+
+        return hub_model(name, force=force, progress=progress)[1]
     entry = entry_of(name)
     path = _get(entry.transformer, force=force, progress=progress)
     _get(entry.tokenizer, force=force, progress=progress)
@@ -135,7 +138,12 @@ def _planned(file: HubFile, force: bool) -> Planned:
 
 
 def _will_be_converted(file: HubFile) -> bool:
-    return not file.file.endswith(".safetensors")
+    # An index of shards is no checkpoint itself, its shards are safetensors.
+    return not file.file.endswith((".safetensors", INDEX_SUFFIX))
+
+
+def _is_to_convert(path: Path, file: HubFile) -> bool:
+    return not is_safetensors(path) and not file.file.endswith(INDEX_SUFFIX)
 
 
 def here(file: HubFile) -> Path | None:
@@ -200,7 +208,7 @@ def hub_file(file: HubFile, *, force: bool = False, progress: Progress | None = 
             also = {folder_of(file): remote.size or 0} if _will_be_converted(file) else {}
             path, digest = download(file, remote, force=force, also=also, progress=progress)
         assert path is not None
-        if is_safetensors(path) and not file.sha256:
+        if not file.sha256 and not _is_to_convert(path, file):
             return path
         return _checked(path, file, remote, digest, progress)
 
@@ -212,7 +220,7 @@ def _checked(path: Path, file: HubFile, remote: Remote | None, digest: str, prog
             digest = file_digest(path, task)
     if file.sha256 and digest != file.sha256:
         _refuse(path, file, digest)
-    return path if is_safetensors(path) else convert(path, file, remote, digest, progress)
+    return convert(path, file, remote, digest, progress) if _is_to_convert(path, file) else path
 
 
 def _refuse(path: Path, file: HubFile, digest: str) -> None:

@@ -36,6 +36,25 @@ def explain(error: Exception, file: HubFile, *, user_named_it: bool) -> ActvarEr
     return ActvarError(f"cannot fetch {what} from {constants.ENDPOINT}: {_root_cause(error)}")
 
 
+def explain_push(error: Exception, repo: str) -> ActvarError:
+    """The error to raise for one that the Hub's client met while it wrote to ``repo``, or asked who may."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    status = status_of(error)
+    if status == 401 and not isinstance(error, hub.RepositoryNotFoundError):
+        return InputError(f"{constants.ENDPOINT} does not accept the token: set HF_TOKEN, or run `hf auth login`")
+    if status in (401, 403, 404):
+        return InputError(
+            f"the token may not write to {repo}: make one that may at {constants.ENDPOINT}/settings/tokens"
+        )
+    if status in (409, 412):
+        return ActvarError(f"{repo} was changed by somebody else meanwhile: nothing was pushed, push again")
+    if status is not None:
+        return ActvarError(f"{constants.ENDPOINT} answered {status} for {repo}: try again later")
+    return ActvarError(f"cannot push to {repo} at {constants.ENDPOINT}: {_root_cause(error)}")
+
+
 def status_of(error: BaseException | None) -> int | None:
     """The HTTP status in an error or in what caused it."""
     while error is not None:

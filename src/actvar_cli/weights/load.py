@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from actvar_cli.errors import ActvarError, InputError, did_you_mean
-from actvar_cli.model.config import ModelConfig, TokenizerConfig, TokenizerReference
+from actvar_cli.model.config import ModelConfig, TokenizerConfig, TokenizerReference, TransformerConfig
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
@@ -23,10 +23,12 @@ from actvar_cli.progress import Progress
 from actvar_cli.weights.artefact import CONFIG_KEY, parse_config, tokenizer_beside
 from actvar_cli.weights.checkpoint import Checkpoint, read_checkpoint
 from actvar_cli.weights.converted import published_digest
-from actvar_cli.weights.export import TOKENIZER
-from actvar_cli.weights.fetch import fetch, fetch_tokenizer, hub_file, parse_hub_name
+from actvar_cli.weights.export import TOKENIZER, WEIGHTS
+from actvar_cli.weights.fetch import fetch, fetch_tokenizer, hub_file
+from actvar_cli.weights.hub_model import hub_model, sibling
 from actvar_cli.weights.infer import infer_patch_nums, infer_tokenizer, infer_transformer
-from actvar_cli.weights.zoo import KNOWN, HubFile
+from actvar_cli.weights.shards import INDEX, is_index
+from actvar_cli.weights.zoo import KNOWN, HubFile, of_shape
 
 DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 """Buffers of published state dicts that follow from the architecture."""
@@ -98,23 +100,20 @@ def locate(name: str, *, progress: Progress | None = None) -> Source:
         if path.suffix or os.sep in name:
             raise InputError(f"no such file: {name}")
         raise InputError(f"unknown model {name!r}{did_you_mean(name, list(KNOWN))}: `actvar ls` shows the known ones")
-    stem = path.parent.resolve().name if path.stem == "model" else path.stem
+    stem = path.name.split(".")[0] if is_index(path) else path.stem
+    stem = path.parent.resolve().name if stem == "model" else stem
     return Source(path, stem, path, lambda file: p if (p := path.parent / file).is_file() else None)
 
 
 def _hub_source(name: str, progress: Progress | None) -> Source:
-    file = parse_hub_name(name)
-
-    def beside(other: str) -> Path | None:
-        folder = file.file.rpartition("/")[0]
-        return hub_file(HubFile(file.repo, f"{folder}/{other}".lstrip("/"), 0, revision=file.revision))
-
-    return Source(hub_file(file, progress=progress), file.repo.split("/")[-1], Path(file.file), beside)
+    file, path = hub_model(name, progress=progress)
+    return Source(path, file.repo.split("/")[-1], Path(file.file), lambda other: hub_file(sibling(file, other)))
 
 
 def _file_in(folder: Path) -> Path:
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
+    for name in (WEIGHTS, INDEX):
+        if (folder / name).is_file():
+            return folder / name
     found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".pth"))
     found = [p for p in found if "tokenizer" not in p.name and not p.name.startswith("vae")]
     if len(found) == 1:
@@ -205,7 +204,7 @@ def build(config: ModelConfig, transformer: Mapping[str, Tensor], tokenizer: Map
     # Built without storage and given the file's own tensors: a model of many GB is then in memory once.
     with torch.device("meta"):
         var, tok = VAR(config), Tokenizer(config.tokenizer)
-    _fill(var, {k: v for k, v in transformer.items() if not k.endswith(DERIVED)}, file, _in_words(config))
+    _fill(var, {k: v for k, v in transformer.items() if not k.endswith(DERIVED)}, file, _in_words(config, transformer))
     var.derive_buffers()
     hits = "quantize.ema_vocab_hit_SV"
     # A statistic of training, which only some files hold; it has no part in the result.
@@ -233,9 +232,20 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], file: str, words: st
     module.load_state_dict(full, assign=True)
 
 
-def _in_words(config: ModelConfig) -> str:
-    arch = config.transformer
-    return f"a VAR of depth {arch.depth}, width {arch.embed_dim}, {arch.num_heads} heads"
+def _in_words(config: ModelConfig, transformer: Mapping[str, Tensor]) -> str:
+    """What was expected; and what the tensors look like, where an artefact's config says otherwise than they."""
+    expected = _arch_in_words(config.transformer)
+    try:
+        found = _arch_in_words(infer_transformer(transformer, ""))
+    except (InputError, ValidationError):
+        return expected
+    return expected if found == expected else f"{expected}, but the tensors are of {found}"
+
+
+def _arch_in_words(arch: TransformerConfig) -> str:
+    known = of_shape(arch.depth, arch.embed_dim, arch.num_heads)
+    like = f" (like {known})" if known else ""
+    return f"a VAR of depth {arch.depth}, width {arch.embed_dim}, {arch.num_heads} heads{like}"
 
 
 def _tokenizer_in_words(config: TokenizerConfig) -> str:

@@ -6,7 +6,9 @@ what is written computes what the model computes with everything on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,27 +18,40 @@ from actvar_cli.errors import InputError
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.var import VAR
-from actvar_cli.weights.artefact import as_stored, tokenizer_beside, write_tensors, write_tokenizer
+from actvar_cli.weights.artefact import dtype_called, tokenizer_beside, write_tokenizer
 from actvar_cli.weights.files import new_file
+from actvar_cli.weights.stream import Later, later, write_pth, write_safetensors
 from actvar_cli.weights.zoo import KNOWN
 
 SUFFIXES = (".safetensors", ".pth")
 
 
-def published_state(model: ActVAR) -> dict[str, Tensor]:
-    """The transformer's state dict as the published code would write it, its three derived buffers included."""
+def published_tensors(model: ActVAR, dtype: str) -> dict[str, Later]:
+    """The transformer's state dict as the published code would write it, its three derived buffers included.
+
+    Every neuron is where it was before the FFNs were split; this is done as each tensor is written.
+    """
     var = model.transformer
     with torch.device("meta"):
         dense = VAR(model.config.dense)
     tensors = {**var.state_dict(), **dict(var.named_buffers())}
-    state = {key: tensors[key] for key in (*dense.state_dict(), *dict(dense.named_buffers()))}
+    back: dict[str, Callable[[Tensor], Tensor]] = {}
     for i, block in enumerate(var.stack):
         if isinstance(block.ffn, ExpertFFN):
-            back = block.ffn.permutation.argsort()
-            for key in ("fc1.weight", "fc1.bias"):
-                state[f"blocks.{i}.ffn.{key}"] = state[f"blocks.{i}.ffn.{key}"][back]
-            state[f"blocks.{i}.ffn.fc2.weight"] = state[f"blocks.{i}.ffn.fc2.weight"][:, back]
-    return state
+            order = block.ffn.permutation.argsort()
+            back[f"blocks.{i}.ffn.fc1.weight"] = back[f"blocks.{i}.ffn.fc1.bias"] = partial(_take, 0, order)
+            back[f"blocks.{i}.ffn.fc2.weight"] = partial(_take, 1, order)
+    keys = (*dense.state_dict(), *dict(dense.named_buffers()))
+    return {key: later(tensors[key], dtype_called(dtype), back.get(key)) for key in keys}
+
+
+def published_state(model: ActVAR) -> dict[str, Tensor]:
+    """The same, made at once: what the published code's own ``load_state_dict`` takes."""
+    return {key: tensor.make().detach() for key, tensor in published_tensors(model, "float32").items()}
+
+
+def _take(dim: int, order: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.detach().index_select(dim, order)
 
 
 def check_suffix(path: Path) -> None:
@@ -59,9 +74,9 @@ def write_published(path: Path, model: ActVAR, *, dtype: str = "float32", force:
         if entry is None or entry.embedded:
             written.append(tokenizer_beside(path))
             write_tokenizer(stack.enter_context(new_file(written[1], force=force)), model)
-        state = {key: as_stored(tensor, dtype) for key, tensor in published_state(model).items()}
+        tensors = published_tensors(model, dtype)
         if path.suffix == ".pth":
-            torch.save(state, temporary)
+            write_pth(temporary, tensors)
         else:
-            write_tensors(temporary, state, {"format": "pt"})
+            write_safetensors(temporary, tensors, {"format": "pt"})
     return written

@@ -6,6 +6,7 @@ commit at which users have recorded these digests, so that a later change of the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -46,6 +47,8 @@ class ZooEntry:
     transformer: HubFile | str
     tokenizer: HubFile | str
     fid: float | None = None
+    license: str = "mit"
+    depth: int | None = None
 
     @property
     def embedded(self) -> bool:
@@ -64,7 +67,7 @@ _VAE = HubFile(
 
 def _published(depth: int, side: int, size: int, sha256: str, fid: float, superseded: tuple[str, ...] = ()) -> ZooEntry:
     file = HubFile("FoundationVision/var", f"var_d{depth}.pth", size, sha256, PINNED, superseded)
-    return ZooEntry(f"var-d{depth}", f"VAR of depth {depth}, ImageNet {side} px", file, _VAE, fid)
+    return ZooEntry(f"var-d{depth}", f"VAR of depth {depth}, ImageNet {side} px", file, _VAE, fid, depth=depth)
 
 
 KNOWN: dict[str, ZooEntry] = {
@@ -107,6 +110,26 @@ def what_is_old(digest: str) -> str:
         if isinstance(file, HubFile) and digest.startswith(file.superseded):
             return f"an old {file.file} (sha256 {digest[:8]}…) that its authors replaced in April 2024"
     return ""
+
+
+def of_shape(depth: int, width: int, heads: int) -> str | None:
+    """The name of the published model with that many blocks, channels and heads."""
+    if (width, heads) != (64 * depth, depth):
+        return None
+    return next((entry.name for entry in KNOWN.values() if entry.depth == depth), None)
+
+
+def base_of(names: Iterable[str | None], digests: Iterable[str | None]) -> ZooEntry | None:
+    """The first known model that one of ``names`` or of the sha256s, maybe joined by ``+``, belongs to."""
+    for name in names:
+        if name in KNOWN:
+            return KNOWN[name]
+    by_digest = {e.transformer.sha256: e for e in KNOWN.values() if isinstance(e.transformer, HubFile)}
+    for digest in digests:
+        for part in (digest or "").split("+"):
+            if part in by_digest:
+                return by_digest[part]
+    return None
 
 
 def entry_of(name: str) -> ZooEntry:
