@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -190,6 +191,13 @@ def test_where_nothing_can_be_written_the_original_is_used(tmp_path: Path, home:
     assert make(tmp_path, transformer(), progress=said) == tmp_path / "original.pth"
     (line,) = said.lines
     assert line.startswith("sub/var.pth is used as it is, not converted to safetensors: cannot make the folder ")
+
+
+def test_without_room_the_original_is_used(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    said = Said()
+    assert make(tmp_path, transformer(), progress=said) == tmp_path / "original.pth"
+    assert "not converted to safetensors: the disk is too full: sub/var.pth" in said.lines[0]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])

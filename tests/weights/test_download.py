@@ -53,6 +53,9 @@ def test_a_disk_without_links_holds_it_once(tmp_path: Path, hub: Hub) -> None:
     hub.requests.clear()
     assert run(tmp_path, hub.url, name, HF_HUB_DISABLE_SYMLINKS="1") == (0, [path])
     assert fetched(hub) == []
+    Path(path).write_bytes(b"damaged")
+    assert run(tmp_path, hub.url, name, "force", HF_HUB_DISABLE_SYMLINKS="1") == (0, [path])
+    assert whole(tmp_path, MODEL) == [Path(path)]
 
 
 def test_nothing_is_asked_once_it_is_here(tmp_path: Path, hub: Hub) -> None:
