@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import actvar_cli
@@ -41,6 +42,43 @@ def test_recipe_and_record_go_with_a_run(actvar: Actvar, models: Path, tmp_path:
     assert {p.name for p in Path("out").iterdir()} >= {"recipe.yaml", "run.json", *FILES}
 
 
+def test_what_a_run_measured_is_in_the_card(actvar: Actvar, models: Path, tmp_path: Path) -> None:
+    dense, compressed = models / "dense.safetensors", models / "compressed.safetensors"
+    (tmp_path / "r.yaml").write_text(
+        "version: 1\nsteps:\n"
+        f"  - {{step: evaluate, model: {compressed}, against: {dense}, count: 4, batch: 4}}\n"
+        f"  - {{step: export, model: {compressed}}}\n"
+    )
+    assert actvar("run", "r.yaml", "-o", "run").code == 0
+    assert actvar("export", "run", "-o", "again").code == 0
+    assert actvar("export", compressed, "-o", "unmeasured").code == 0
+    first, again, unmeasured = (ModelCard.load(f"{name}/README.md").data for name in ("run", "again", "unmeasured"))
+    assert [r.metric_type for r in first.eval_results] == ["cost", "token_match", "kl_divergence"]
+    assert again.eval_results == first.eval_results
+    assert unmeasured.eval_results is None
+
+
+def test_a_large_model_in_shards(actvar: Actvar, models: Path) -> None:
+    model = models / "compressed.safetensors"
+    found = actvar("export", model, "-o", "out", "--shard-size", "60KB", "--json").json
+    shards = [name for name in found["files"] if name.startswith("model-")]
+    assert len(shards) > 1
+    assert "model.safetensors.index.json" in found["files"]
+    again = actvar("export", "out", "-o", "whole", "--json")
+    assert (again.code, sorted(again.json["files"])) == (0, FILES)
+    assert actvar("sample", "out", "-n", "1", "-o", "g.png").code == 0
+    assert actvar("profile", "out", "--batch", "1", "--repeats", "1").code == 0
+
+
+def test_dry_run_writes_nothing(actvar: Actvar, models: Path) -> None:
+    model = models / "dense.safetensors"
+    found = actvar("export", model, "-o", "out", "--dry-run", "--json")
+    assert (found.code, sorted(found.json["files"])) == (0, FILES)
+    assert not Path("out").exists()
+    assert actvar("export", model, "-o", "out").code == 0
+    assert found.json["files"] == {p.name: p.stat().st_size for p in Path("out").iterdir()}
+
+
 @pytest.mark.parametrize("name", ["d16.pth", "d16.safetensors"])
 def test_the_published_layout_is_one_file(actvar: Actvar, models: Path, name: str) -> None:
     found = actvar("export", models / "compressed.safetensors", "--format", "var", "-o", name, "--json")
@@ -67,6 +105,20 @@ def test_the_published_layout_is_one_file(actvar: Actvar, models: Path, name: st
             ["DENSE", "-o", "out", "--dtype", "float61"],
             "--dtype must be 'float32', 'bfloat16' or 'float16', not 'float61' (did you mean 'float16'?)",
         ),
+        (["DENSE"], "say where the model goes: -o PATH, or --push OWNER/REPO"),
+        (
+            ["DENSE", "-o", "out", "--shard-size", "2QB"],
+            "--shard-size must be a size such as 500MB or 5GB, not '2QB'",
+        ),
+        (
+            ["DENSE", "-o", "out.pth", "--format", "var", "--shard-size", "2GB"],
+            "a shard size means nothing with format var: the published layout is one file",
+        ),
+        (["DENSE", "-o", "out.pth", "--format", "var", "--push", "a/b"], "--push is for --format actvar"),
+        (["DENSE", "-o", "out.pth", "--format", "var", "--dry-run"], "--dry-run is for --format actvar"),
+        (["DENSE", "-o", "out", "--private"], "--private is for --push"),
+        (["DENSE", "--push", "small"], "'small' is no repository name: write owner/repo"),
+        (["DENSE", "--push", "me/small"], "HF_HUB_OFFLINE forbids pushing to me/small: unset it"),
         (["DENSE", "-o", "full"], "full exists and is not empty: choose another name, or replace it with --force"),
         (
             ["DENSE", "-o", "full", "--force"],

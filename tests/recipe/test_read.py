@@ -95,6 +95,22 @@ steps:
 
 
 @pytest.mark.parametrize(
+    ("step", "problem"),
+    [
+        ("format: vra", "r.yaml:3:48: format must be 'actvar' or 'var', not 'vra' (did you mean 'var'?)"),
+        ("shard_size: big", "r.yaml:3:52: shard_size must be a size such as 500MB or 5GB, not 'big'"),
+        (
+            "format: var, shard_size: 1GB",
+            "r.yaml:3:5: a shard size means nothing with format var: the published layout is one file",
+        ),
+    ],
+)
+def test_an_export_that_makes_no_sense(tmp_path: Path, step: str, problem: str) -> None:
+    text = f"version: 1\nsteps:\n  - {{step: export, model: var-fashion, {step}}}\n"
+    assert problems(tmp_path, text) == [problem]
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("", "r.yaml:1:1: the recipe is empty"),

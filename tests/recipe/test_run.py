@@ -180,6 +180,24 @@ def test_a_changed_setting_runs_only_what_depends_on_it(models: Path, tmp_path: 
     assert cached(run) == []
 
 
+def test_the_folder_holds_one_model_however_it_is_exported(models: Path, tmp_path: Path) -> None:
+    text = CHEAP.replace("  - {step: profile, batch: 2, repeats: 1}\n", "")
+    original = actvar_cli.load(models / "compressed.safetensors")
+    for setting, expected in (
+        ("steps.export.shard_size=60KB", "model.safetensors.index.json"),
+        ("steps.export.dtype=float32", "model.safetensors"),
+        ("steps.export.format=var", "var.pth"),
+    ):
+        run = prepare(models, tmp_path, text, setting)
+        run.execute()
+        weights = {p.name for p in run.path.iterdir() if p.name.startswith(("model", "var.pth"))}
+        assert weights - {name for name in weights if "-of-" in name} == {expected}
+        assert ("-of-" in "".join(weights)) == expected.endswith(".index.json")
+        again = actvar_cli.load(run.path, budget=1.0)
+        original.set_budget(1.0)
+        assert again.sample([0], seed=1).tokens.equal(original.sample([0], seed=1).tokens)
+
+
 def test_the_plan_knows_what_is_there(models: Path, tmp_path: Path) -> None:
     assert [p.outcome for p in prepare(models, tmp_path, CHEAP).plan()] == [None, None, None]
     assert not (tmp_path / "run").exists()

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import actvar_cli
 from actvar_cli.errors import InputError
-from actvar_cli.model.config import Dial, ModelConfig
+from actvar_cli.model.config import Dial, ModelConfig, TokenizerConfig, TransformerConfig
 from actvar_cli.model.sampling import ActVAR, SamplingSettings
+from actvar_cli.model.var import VAR
 from actvar_cli.weights.artefact import save
-from actvar_cli.weights.load import load
+from actvar_cli.weights.load import build, load
 from actvar_cli.weights.zoo import ASSETS
 from tests.golden_model import CASES, FOLDER, golden_model, spec
 from tests.tiny import tiny_config, tiny_model
@@ -239,6 +240,26 @@ def test_shape_mismatch_names_the_key(tmp_path: Path) -> None:
     assert one_line(path) == f"{path}: tensor 'blocks.1.extra' has no place in {words}"
     torch.save({k: v for k, v in tensors.items() if "fc1" not in k}, path)
     assert one_line(path) == f"{path}: tensor 'blocks.0.ffn.fc1.weight' is missing: not a complete VAR"
+
+
+def test_a_mismatch_names_the_known_model_that_it_looks_like() -> None:
+    config = published_config(20)
+    with torch.device("meta"):
+        tensors = dict(VAR(config).state_dict())
+    del tensors["head.bias"]
+    words = "a VAR of depth 20, width 1280, 20 heads (like var-d20)"
+    with pytest.raises(InputError) as caught:
+        build(config, tensors, {}, "x.pth")
+    assert str(caught.value) == f"x.pth: tensor 'head.bias' is missing; the file looks like {words}"
+    with pytest.raises(InputError) as caught:
+        build(published_config(16), tensors, {}, "x.pth")
+    expected = "for a VAR of depth 16, width 1024, 16 heads (like var-d16)"
+    assert str(caught.value).endswith(f"{expected}, but the tensors are of {words}")
+
+
+def published_config(depth: int) -> ModelConfig:
+    arch = TransformerConfig(depth=depth, embed_dim=64 * depth, num_heads=depth)
+    return ModelConfig(name="x", tokenizer=TokenizerConfig(), transformer=arch)
 
 
 def test_artefact_whose_config_is_of_another_depth(tmp_path: Path) -> None:
