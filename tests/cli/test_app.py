@@ -56,6 +56,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("arguments", [["ls"], ["validate", "var-fashion"], ["fetch", "var-d16", "--dry-run"]])
+def test_what_computes_nothing_does_not_load_torch(arguments: list[str]) -> None:
+    code = (
+        f"import sys; from actvar_cli.cli.app import main; assert main({arguments}) == 0; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_module_and_script_are_the_same_program() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["actvar"] == "actvar_cli.cli.app:main"

@@ -10,11 +10,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from actvar_cli.errors import InputError
-from actvar_cli.weights.stream import Later
+
+if TYPE_CHECKING:
+    # At run time this is imported to list and to validate, which need no torch.
+    from torch import Tensor
+
+    from actvar_cli.weights.stream import Later
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
