@@ -119,8 +119,8 @@ def convert(original: Path, file: HubFile, remote: Remote | None, digest: str, p
         _sweep(path)
         refuse_full_disk(file, {path.parent: size})
         with progress.task(f"converting {file.file}", 2 * size) as task, new_file(path, force=True) as temporary:
-            # Tensors are mapped from the original: they go from disk to disk, and the library copies none of them.
-            write_tensors(temporary, _apart(_flat(checkpoint.transformer, checkpoint.tokenizer)), {"format": "pt"})
+            # Tensors are mapped from the original and written one by one: they go from disk to disk.
+            write_tensors(temporary, _flat(checkpoint.transformer, checkpoint.tokenizer), {"format": "pt"})
             task.advance(size)
             own = Stamp.of(temporary)
             task.advance(size, "safetensors")
@@ -151,16 +151,6 @@ def _flat(transformer: Mapping[str, Tensor] | None, tokenizer: Mapping[str, Tens
             **{f"vae.{key}": tensor for key, tensor in tokenizer.items()},
         }
     return dict(transformer or tokenizer or {})
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors as the format wants them: contiguous, and no two in the same memory."""
-    seen, apart = set(), {}
-    for key, tensor in tensors.items():
-        memory = tensor.untyped_storage().data_ptr()
-        apart[key] = (tensor.clone() if memory in seen else tensor).contiguous()
-        seen.add(memory)
-    return apart
 
 
 def _stem(file: HubFile) -> str:

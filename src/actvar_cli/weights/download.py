@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from actvar_cli.errors import ActvarError
+from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.progress import Progress, Task
 from actvar_cli.weights.files import file_digest
 from actvar_cli.weights.hub_errors import explain, status_of
@@ -55,6 +55,14 @@ def hub() -> Any:
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return huggingface_hub
+
+
+def check_repo(repo: str) -> None:
+    """Raise InputError where no repository of the Hub can be called so."""
+    try:
+        hub().utils.validate_repo_id(repo)
+    except ValueError as error:
+        raise InputError(f"{repo!r} is no repository name: {str(error).splitlines()[0].rstrip('.')}") from error
 
 
 def cached(file: HubFile) -> Path | None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.progress import Progress
 from actvar_cli.weights.converted import alone, convert, find, folder_of
-from actvar_cli.weights.download import Remote, arrived, ask, cached, download, existing, hub, refuse_other
+from actvar_cli.weights.download import Remote, arrived, ask, cached, check_repo, download, existing, hub, refuse_other
 from actvar_cli.weights.files import file_digest, is_safetensors
 from actvar_cli.weights.shards import INDEX_SUFFIX
 from actvar_cli.weights.zoo import ASSETS, KNOWN, REVISION, HubFile, entry_of, what_is_old
@@ -176,10 +176,7 @@ def parse_hub_name(name: str) -> HubFile:
     if not match:
         raise InputError(f"{name!r} is no Hub name: write hf://owner/repo[@revision][/file]")
     owner, repo, revision, file = match.groups()
-    try:
-        hub().utils.validate_repo_id(f"{owner}/{repo}")
-    except ValueError as error:
-        raise InputError(f"'{owner}/{repo}' is no repository name: {str(error).splitlines()[0].rstrip('.')}") from error
+    check_repo(f"{owner}/{repo}")
     if ".." in (file or "").split("/"):
         raise InputError(f"{name!r} is no Hub name: its file leaves the repository")
     return HubFile(f"{owner}/{repo}", file or DEFAULT_FILE, 0, revision=unquote(revision or REVISION))
@@ -240,7 +237,7 @@ def _settled(file: HubFile) -> Path | None:
     if not _is_fixed(file):
         return None
     path = find(file)
-    if path is None and not file.sha256 and (path := cached(file)) and not is_safetensors(path):
+    if path is None and not file.sha256 and (path := cached(file)) and _is_to_convert(path, file):
         return None
     return path
 

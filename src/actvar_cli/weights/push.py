@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from actvar_cli.errors import InputError
 from actvar_cli.progress import Progress
+from actvar_cli.weights.download import check_repo
+from actvar_cli.weights.download import hub as client
 from actvar_cli.weights.hub_errors import explain_push
 from actvar_cli.weights.shards import is_weights
 
@@ -59,8 +60,10 @@ def ask(repo: str) -> Target:
 
     Raises InputError for a wrong name, no token or one that is not accepted, ActvarError where the Hub fails.
     """
-    hub = _hub()
-    _check_name(repo)
+    hub = client()
+    check_repo(repo)
+    if "/" not in repo:
+        raise InputError(f"{repo!r} is no repository name: write owner/repo")
     if hub.constants.HF_HUB_OFFLINE:
         raise InputError(f"HF_HUB_OFFLINE forbids pushing to {repo}: unset it")
     if hub.get_token() is None:
@@ -86,7 +89,7 @@ def push(folder: Path, target: Target, *, message: str, private: bool = False, p
     Other files of the repository stay. Large files go first, one by one, then one commit shows all of them together:
     an interrupted push changes nothing, and the next one sends only what is not there yet.
     """
-    hub = _hub()
+    hub = client()
     api = hub.HfApi(library_name="actvar")
     paths = sorted(folder.iterdir())
     operations = [hub.CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in paths]
@@ -106,25 +109,6 @@ def push(folder: Path, target: Target, *, message: str, private: bool = False, p
     except Exception as error:
         raise explain_push(error, target.repo) from error
     return str(made.commit_url)
-
-
-def _hub() -> Any:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import huggingface_hub
-    import huggingface_hub.constants
-    import huggingface_hub.errors
-    import huggingface_hub.utils
-
-    return huggingface_hub
-
-
-def _check_name(repo: str) -> None:
-    try:
-        _hub().utils.validate_repo_id(repo)
-    except ValueError as error:
-        raise InputError(f"{repo!r} is no repository name: {str(error).splitlines()[0].rstrip('.')}") from error
-    if "/" not in repo:
-        raise InputError(f"{repo!r} is no repository name: write owner/repo")
 
 
 def _may_write(repo: str, user: Mapping[str, Any]) -> bool | None:
