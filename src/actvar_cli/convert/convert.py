@@ -12,8 +12,8 @@ from torch import Tensor
 from actvar_cli.convert.calibration import calibrate_dials, predicted_cost
 from actvar_cli.convert.grouping import group_neurons
 from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples
-from actvar_cli.convert.regression import fit_perceptron
-from actvar_cli.convert.settings import ConvertSettings, affordable_images
+from actvar_cli.convert.regression import fit_perceptron, log_ratio
+from actvar_cli.convert.settings import TOKENS, ConvertSettings, affordable_images
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.block import Block
 from actvar_cli.model.config import ExpertsConfig
@@ -31,9 +31,6 @@ BUDGETS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 DEFAULT_BUDGET = 0.8
 """Where a model that was only converted works, unless told otherwise."""
-
-TOKENS = 8192
-"""Tokens of each block that a router is fitted to."""
 
 CHUNK = 1024
 """Tokens whose experts' outputs are held at once."""
@@ -93,8 +90,8 @@ def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator
         for expert, mean in enumerate(ffn.expert_mean):
             deviation = ffn.output_of(expert, hidden, -mean) * record.gain[part]
             energies[part, expert] = deviation.square().sum(1)
-    relative = energies / record.energy.clamp_min(1e-12).unsqueeze(1)
-    return fit_perceptron(block.router, h, relative.clamp_min(1e-12).log(), generator), block.router(h)
+    targets = log_ratio(energies, record.energy.unsqueeze(1))
+    return fit_perceptron(block.router, h, targets, generator), block.router(h)
 
 
 def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
@@ -145,7 +142,7 @@ def convert(
     progress = progress or Progress()
     generator = torch.Generator().manual_seed(seed)
     arch = teacher.config.transformer
-    images = settings.images or affordable_images(teacher.config, 256)
+    images = settings.images_for(teacher.config)
     recorder = Recorder(teacher, min(max(1, TOKENS // images), teacher.config.tokenizer.num_tokens), generator)
     samples = draw_samples(teacher, images, seed=seed, progress=progress, recorder=recorder)
     checked = max(1, min(8, images // 16))

@@ -37,13 +37,12 @@ class FFNRecord:
     """What one block's FFN read and did, for the n tokens that were picked.
 
     ``h`` (n, C) is its input after AdaLN, in bfloat16, ``gain`` (n, C) the FFN's g2, ``energy`` (n,) the squared norm
-    of the block's output, ``scale`` (n,) where the token was.
+    of the block's output.
     """
 
     h: Tensor
     gain: Tensor
     energy: Tensor
-    scale: Tensor
 
 
 def sampling_batch(config: ModelConfig) -> int:
@@ -66,7 +65,7 @@ class Recorder:
         self.scale: list[Tensor] = []
         self.parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.transformer.stack]
         self.gains: list[list[Tensor]] = [[] for _ in model.transformer.stack]
-        self.picked: list[tuple[Tensor, Tensor]] = []
+        self.picked: list[Tensor] = []
 
     def begin(self, images: int) -> None:
         """Choose the tokens of the next ``images`` images, which are sampled together."""
@@ -78,8 +77,8 @@ class Recorder:
         for scale, pn in enumerate(patch_nums):
             here = (position >= begin) & (position < begin + pn * pn)
             index = row[here] * pn * pn + position[here] - begin
-            self.picked.append((index.to(self.model.device), row[here].to(self.model.device)))
-            self.row.append(self.picked[-1][1] + self.rows)
+            self.picked.append(index.to(self.model.device))
+            self.row.append(row[here].to(self.model.device) + self.rows)
             self.scale.append(torch.full_like(index, scale))
             begin += pn * pn
         self.rows += rows
@@ -99,7 +98,7 @@ class Recorder:
             assert isinstance(block, Block)
             _, ada, context = inputs
             h = seen.pop()
-            index, _ = self.picked[context.scale]
+            index = self.picked[context.scale]
             energy = out.flatten(0, 1).index_select(0, index).float().square().sum(1)
             self.parts[block.index].append((h.flatten(0, -2).index_select(0, index).bfloat16(), energy))
             if block.index == 0:
@@ -117,11 +116,11 @@ class Recorder:
 
     def records(self) -> Iterator[FFNRecord]:
         """The record of one block after the other; each is let go once the next is asked for."""
-        row, scale = torch.cat(self.row), self.scales
+        row = torch.cat(self.row)
         for parts, gains in zip(self.parts, self.gains, strict=True):
             h, energy = (torch.cat(both) for both in zip(*parts, strict=True))
             parts.clear()
-            yield FFNRecord(h, torch.cat(gains)[row], energy, scale)
+            yield FFNRecord(h, torch.cat(gains)[row], energy)
 
 
 def _keep_input(seen: list[Tensor]) -> Any:
@@ -166,10 +165,9 @@ def record_blocks(
     *,
     positions: Tensor,
     per_image: int,
-    threshold: float | None,
+    threshold: float,
     generator: torch.Generator,
     progress: Progress,
-    label: str,
     batch: int = 8,
 ) -> list[Record]:
     """Run teacher-forced over ``samples`` and keep, from every block, ``per_image`` random tokens per image.
@@ -178,7 +176,7 @@ def record_blocks(
     """
     length = model.config.tokenizer.num_tokens
     chunks: list[list[Record]] = []
-    with progress.task(label, len(samples)) as task:
+    with progress.task("recording updates", len(samples)) as task:
         for i in range(0, len(samples), batch):
             labels, tokens = samples.labels[i : i + batch], samples.tokens[i : i + batch]
             rows, var_input = paired_rows(model, labels, tokens)

@@ -10,8 +10,12 @@ from actvar_cli.model.token_gate import Reconstruction
 
 def relative_energy(difference: Tensor, reference: Tensor) -> Tensor:
     """Log of ``|difference|^2 / |reference|^2`` over the last axis: what a score of router and gate means."""
-    energy = difference.square().sum(-1) / reference.square().sum(-1).clamp_min(1e-12)
-    return energy.clamp_min(1e-12).log()
+    return log_ratio(difference.square().sum(-1), reference.square().sum(-1))
+
+
+def log_ratio(energy: Tensor, reference: Tensor) -> Tensor:
+    """Log of ``energy / reference``, which are squared norms."""
+    return (energy / reference.clamp_min(1e-12)).clamp_min(1e-12).log()
 
 
 def fit_perceptron(net: nn.Module, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> float:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 WORK = 24 * 10**11
 """MACs of dense sampling that calibration may take, about."""
 
-FEWEST = 8
-"""Images that calibration samples however large the model is."""
+FEWEST, MOST = 8, 256
+"""Images that are sampled for the routers however large, and however small, the model is."""
+
+TOKENS = 8192
+"""Tokens of each block that a router is fitted to, at most."""
 
 
 class ConvertSettings(Frozen):
@@ -29,9 +32,15 @@ class ConvertSettings(Frozen):
     images: Annotated[
         int | None,
         Field(
-            ge=8, description="images sampled from the model to calibrate the routers; 8 to 256 by its size if unset"
+            ge=FEWEST,
+            description="images sampled from the model to calibrate the routers; "
+            f"{FEWEST} to {MOST} by its size if unset",
         ),
     ] = None
+
+    def images_for(self, config: ModelConfig) -> int:
+        """``images``, or as many as the size of the model allows."""
+        return self.images or affordable_images(config, MOST)
 
 
 def affordable_images(config: ModelConfig, most: int) -> int:

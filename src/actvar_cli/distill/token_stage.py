@@ -84,7 +84,6 @@ def fit_token_gates(
         threshold=threshold,
         generator=generator,
         progress=progress,
-        label="recording updates",
     )
     per_expert = math.log(saving(config, density))
     explained: list[float] = []

@@ -23,9 +23,13 @@ class FFN(nn.Module):
         self.fc1 = nn.Linear(config.embed_dim, config.hidden_dim)
         self.fc2 = nn.Linear(config.hidden_dim, config.embed_dim)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the second layer reads, (…, hidden)."""
+        return F.gelu(self.fc1(x), approximate="tanh")
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to (…, C)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.fc2(self.hidden(x))  # type: ignore[no-any-return]
 
 
 class ExpertFFN(FFN):
@@ -54,12 +58,8 @@ class ExpertFFN(FFN):
             return super().forward(x)
         return self._skip(x, on) if on.dtype == torch.bool else self._mask(x, on)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """What the second layer reads, (…, hidden), with every expert on."""
-        return F.gelu(self.fc1(x), approximate="tanh")
-
     def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:
-        """The same with zeros where an expert is not ``on`` (…, E, floating)."""
+        """What the second layer reads, (…, hidden), with zeros where an expert is not ``on`` (…, E, floating)."""
         hidden = self.hidden(x).unflatten(-1, (self.num_experts, self.expert_dim))
         return (hidden * on.unsqueeze(-1)).flatten(-2)  # type: ignore[no-any-return]
 

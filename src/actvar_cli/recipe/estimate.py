@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actvar_cli.convert.settings import affordable_images
+from actvar_cli.convert.settings import TOKENS, affordable_images
 from actvar_cli.recipe.pictures import SHOWN_CLASSES
 from actvar_cli.recipe.steps import (
     AnyStep,
@@ -86,9 +86,8 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
     classes = config.transformer.num_classes
     match step:
         case ConvertStep():
-            images = step.images or affordable_images(config, 256)
             # A large model is measured at few thresholds, on few images.
-            return images + min(CALIBRATION_IMAGES, 2 * affordable_images(config, CALIBRATION_IMAGES))
+            return step.images_for(config) + min(CALIBRATION_IMAGES, 2 * affordable_images(config, CALIBRATION_IMAGES))
         case DistillStep():
             steps = step.stages.experts.steps + step.stages.tokens.steps
             # Each: the teacher forward, the student forward and backward.
@@ -117,7 +116,7 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
     memory, disk = weights, 0
     if isinstance(step, ConvertStep):
         # What the routers are fitted to, as bfloat16, and the keys and values of one image.
-        memory, disk = weights + depth * width * (8192 * 2 + 4 * length * BYTES), weights
+        memory, disk = weights + depth * width * (TOKENS * 2 + 4 * length * BYTES), weights
     elif isinstance(step, DistillStep):
         # Teacher, student, and for what learns its gradients and two moments.
         memory, disk = 5 * weights + step.batch * activations * depth, weights

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.model.config import Frozen
+from actvar_cli.weights.shards import SHARD_SIZE
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -94,7 +95,7 @@ class ExportSettings(Frozen):
     shard_size: Annotated[
         ByteSize,
         Field(description="bytes of one file of weights in a folder, at most, as 500MB; default: 5GB"),
-    ] = ByteSize(5_000_000_000)
+    ] = ByteSize(SHARD_SIZE)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -13,7 +13,7 @@ from actvar_cli.progress import Progress
 from actvar_cli.weights.artefact import described, tokenizer_tensors, transformer_tensors, write_tokenizer
 from actvar_cli.weights.card import About, model_card
 from actvar_cli.weights.files import new_folder
-from actvar_cli.weights.shards import INDEX, index_text, own_weights, split
+from actvar_cli.weights.shards import INDEX, SHARD_SIZE, index_text, own_weights, split
 from actvar_cli.weights.stream import safetensors_size, write_safetensors
 from actvar_cli.weights.zoo import ASSETS
 
@@ -26,9 +26,6 @@ WEIGHTS, TOKENIZER, CONFIG, CARD, NOTICE = (
 )
 OTHERS = (TOKENIZER, CONFIG, CARD, NOTICE, "recipe.yaml", "run.json")
 """What an export may hold besides weights; the recipe and the record of a run are passed as ``files``."""
-
-SHARD_SIZE = 5_000_000_000
-"""Bytes of a file of weights, at most; as the Hub's own tools have it."""
 
 
 def own_files(folder: Path) -> set[str]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
+SHARD_SIZE = 5_000_000_000
+"""Bytes of a file of weights, at most; as the Hub's own tools have it."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
