@@ -20,13 +20,14 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(name: str | Path, *, device: str = "cpu", budget: float | None = None) -> ActVAR:
+def load(name: str | Path, *, device: str = "cpu", budget: float | None = None, dtype: str = "float32") -> ActVAR:
     """A model by its name: a known one, a file, a folder, or ``hf://owner/repo[@revision][/file]``.
 
     ``budget`` is the share of the dense model's FLOPs to work at; by default the one the model was made for.
-    Raises `errors.InputError`, one line, for whatever is wrong with the name, the file, the budget or the device.
+    ``dtype`` is ``float32``, ``bfloat16`` or ``float16``; a model that is not in float32 is for sampling, not training.
+    Raises `errors.InputError`, one line, for whatever is wrong with the name, the file or the options.
     """
     # Imported here: `import actvar_cli` and `actvar --help` must not wait for torch.
     from actvar_cli.weights.load import load as load_model
 
-    return load_model(name, device=device, budget=budget)
+    return load_model(name, device=device, budget=budget, dtype=dtype)

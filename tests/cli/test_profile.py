@@ -32,7 +32,15 @@ def test_json(actvar: Actvar, models: Path) -> None:
     assert found["budget"] == 0.8
     assert 0 < found["cost"] < 1.2
     assert abs(found["compressed"]["difference"]) < 0.005
+    assert abs(found["compressed"]["difference_torch"]) < 0.005
+    assert found["dtype"] == "float32"
     assert sum(found["dense"]["scales"]) == pytest.approx(found["dense"]["transformer_flops"])
+
+
+def test_by_default_the_batch_follows_the_size(actvar: Actvar, models: Path) -> None:
+    found = actvar("profile", models / "dense.safetensors", "--repeats", "1", "--dtype", "bfloat16", "--json").json
+    assert (found["batch"], found["dtype"]) == (16, "bfloat16")
+    assert found["dense"]["difference"] == found["dense"]["difference_torch"] == 0
 
 
 @pytest.mark.parametrize(

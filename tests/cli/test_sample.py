@@ -60,9 +60,22 @@ def test_seeds_batches_and_options_change_what_they_should(actvar: Actvar, model
     assert not np.array_equal(first[2:], small[2:])
 
 
+def test_fewer_bits(actvar: Actvar, models: Path) -> None:
+    done = actvar("sample", models / "dense.safetensors", "-n", "2", "--dtype", "bfloat16", "-o", "x.npz", "-q")
+    assert done.code == 0
+    expected = actvar_cli.load(models / "dense.safetensors", dtype="bfloat16").sample([0, 0, 1, 1, 2, 2], seed=0)
+    with np.load("x.npz") as arrays:
+        images = arrays["arr_0"]
+    np.testing.assert_allclose(images[..., 0], expected.images[:, 0].mul(255).round().numpy(), atol=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--dtype", "bf16", "-o", "g.png"],
+            "--dtype must be 'float32', 'bfloat16' or 'float16', not 'bf16' (did you mean 'bfloat16'?)",
+        ),
         (["--classes", "3,7", "-o", "g.png"], "class 3 does not exist: the model has the classes 0 to 2"),
         (["--classes", "cat", "-o", "g.png"], "--classes must be labels with commas between, such as 3,7, not 'cat'"),
         (["-o", "g.jpg"], "g.jpg: samples are written as .png (a grid), .npz, or a folder of PNGs (no suffix)"),

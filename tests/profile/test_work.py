@@ -30,14 +30,15 @@ CASES = [(kind, None) for kind in KINDS] + [(kind, t) for kind in KINDS[2:] for 
 @pytest.mark.parametrize(
     ("kind", "threshold"), CASES, ids=lambda case: "+".join(case) if isinstance(case, dict) else None
 )
-def test_both_counts_agree_to_the_last_product(kind: dict[str, Any], threshold: float | None) -> None:
+def test_all_counts_agree_to_the_last_product(kind: dict[str, Any], threshold: float | None) -> None:
     model = tiny_model(**kind)
     model.threshold = threshold
     work = count_work(model, LABELS, seed=1)
     work.check()
     assert work.transformer_macs == work.counter.total
-    assert work.difference == 0
-    assert work.by_part() == {p: v for p, v in zip(counters.PARTS, _own(work), strict=True) if p in work.by_part()}
+    assert work.transformer_macs_torch == work.counter.total
+    assert work.difference == work.difference_torch == 0
+    assert work.by_part == {p: v for p, v in zip(counters.PARTS, _own(work), strict=True) if p in work.by_part}
 
 
 def test_decisions_that_change_nothing_are_counted_too() -> None:
@@ -45,8 +46,8 @@ def test_decisions_that_change_nothing_are_counted_too() -> None:
     model.threshold = math.inf
     work = count_work(model, LABELS, seed=0)
     # Two blocks, ten rows: routers see the one token of the first scale, gates the 13 of the others.
-    assert work.by_part()["router"] == 2 * 10 * 1 * 8 * (32 + 4)
-    assert work.by_part()["token_gate"] == 2 * 10 * 13 * 4 * (32 + 1)
+    assert work.by_part["router"] == 2 * 10 * 1 * 8 * (32 + 4)
+    assert work.by_part["token_gate"] == 2 * 10 * 13 * 4 * (32 + 1)
 
 
 def _own(work: Any) -> list[float]:

@@ -20,7 +20,7 @@ from actvar_cli.weights.artefact import read_lineage
 CHEAP = """\
 version: 1
 steps:
-  - {step: sample, model: MODELS/compressed.safetensors, count: 1, name: look}
+  - {step: sample, model: MODELS/compressed.safetensors, count: 1, name: look, dtype: bfloat16}
   - {step: profile, batch: 2, repeats: 1}
   - {step: export}
 """

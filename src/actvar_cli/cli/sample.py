@@ -27,6 +27,7 @@ def sample(
     top_p: Annotated[float, option(S, "top_p")] = default(S, "top_p"),
     more_smooth: Annotated[bool, option(S, "more_smooth")] = False,
     batch: Annotated[int, option(S, "batch")] = default(S, "batch"),
+    dtype: Annotated[str, option(S, "dtype")] = default(S, "dtype"),
     seed: Seed = 0,
     device: Device = "auto",
     force: Force = False,
@@ -45,6 +46,7 @@ def sample(
             "top_p": top_p,
             "more_smooth": more_smooth,
             "batch": batch,
+            "dtype": dtype,
         },
         {},
     )
@@ -58,7 +60,7 @@ def sample(
         check_folder(output, replaceable=pictures.own_files(output), force=force)
     from actvar_cli.recipe.models import open_model
 
-    opened = open_model(model, device=device, progress=out.progress)
+    opened = open_model(model, device=device, progress=out.progress, dtype=settings.dtype)
     images, labels = pictures.draw(opened, settings, seed=seed, progress=out.progress)
     path = pictures.save(output, images, labels, force=force)
     data = {"images": len(images), "classes": sorted(set(labels.tolist())), "seed": seed}

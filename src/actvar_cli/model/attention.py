@@ -45,32 +45,31 @@ class SelfAttention(nn.Module):
         self.register_buffer("zero_k_bias", torch.zeros(dim), persistent=False)
         self.proj = nn.Linear(dim, dim)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)  # type: ignore[no-any-return]
-
-    def _normalise_q(self, q: Tensor) -> Tensor:
-        if not self.l2_norm:
-            return q
-        gain = self.scale_mul_1H11.clamp_max(math.log(100.0)).exp()
-        return F.normalize(q, dim=-1) * gain
-
-    def _normalise_k(self, k: Tensor) -> Tensor:
-        return F.normalize(k, dim=-1) if self.l2_norm else k
+    def _gain(self) -> Tensor:
+        """What the normalised queries of every head are multiplied by, (H, 1)."""
+        return self.scale_mul_1H11[0, :, 0].clamp_max(math.log(100.0)).exp()
 
     def _qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (R, H, l, d) each, of ``h`` (R, l, C)."""
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        q, k, v = (self._heads(t) for t in F.linear(h, self.mat_qkv.weight, bias).chunk(3, dim=-1))
-        return self._normalise_q(q), self._normalise_k(k), v
+        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.unbind(2)
+        if self.l2_norm:
+            # In float32 whatever the weights are: the lengths of 64 numbers would lose what their directions keep.
+            q, k = F.normalize(qkv[:, :, :2].float(), dim=-1).unbind(2)
+            q, k = (q * self._gain()).to(v.dtype), k.to(v.dtype)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(
         self, h: Tensor, *, bias: Tensor | None = None, cache: KVCache | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """Attention of ``h`` (R, l, C).
+        """Attention of ``h`` (R, l, C), in the type of the weights.
 
         With ``bias`` (1, 1, l, l): over the sequence itself, for teacher forcing. With ``cache``: over all scales so
         far. With ``keep`` (R, l) too: keys and values of all tokens, queries only of those kept; returns (N, C) in the
         order of ``keep.nonzero()``, else (R, l, C).
         """
+        h = h.to(self.mat_qkv.weight.dtype)
         if cache is None or keep is None:
             q, k, v = self._qkv(h)
             if cache is not None:
@@ -83,14 +82,16 @@ class SelfAttention(nn.Module):
         dim = h.shape[-1]
         weight = self.mat_qkv.weight
         kv = F.linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias)))
-        k, v = (self._heads(t) for t in kv.chunk(2, dim=-1))
-        keys, values = cache.extend(self.index, self._normalise_k(k), v)
+        k, v = kv.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
+        if self.l2_norm:
+            k = F.normalize(k.float(), dim=-1)
+        keys, values = cache.extend(self.index, k.transpose(1, 2), v.transpose(1, 2))
         kept = keep.flatten().nonzero().squeeze(1)
         q = F.linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias).unflatten(
             -1, (self.num_heads, self.head_dim)
         )
         if self.l2_norm:
-            q = F.normalize(q, dim=-1) * self.scale_mul_1H11[0, :, 0].clamp_max(math.log(100.0)).exp()
+            q = (F.normalize(q.float(), dim=-1) * self._gain()).to(v.dtype)
         # Rows that keep equally many tokens are attended together: no padding, so nothing is computed in vain.
         counts = keep.sum(1)
         first = counts.cumsum(0) - counts

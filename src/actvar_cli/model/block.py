@@ -95,17 +95,20 @@ class Block(nn.Module):
             self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate.rank)
 
     def condition(self, cond: Tensor) -> Tensor:
-        """The AdaLN parameters (R, 6, C): g1, g2, scale1, scale2, shift1, shift2.
+        """The AdaLN parameters (R, 6, C): g1, g2, 1 + scale1, 1 + scale2, shift1, shift2; float32.
 
         ``cond`` is the class embedding (R, C), or with shared AdaLN its projection (R, 1, 6, C).
         """
         if hasattr(self, "ada_gss"):
-            return (self.ada_gss + cond).squeeze(1)
-        return self.ada_lin(cond).unflatten(1, (6, self.dim))  # type: ignore[no-any-return]
+            made = (self.ada_gss + cond).squeeze(1)
+        else:
+            made = self.ada_lin(cond.to(self.attn.q_bias.dtype)).float().unflatten(1, (6, self.dim))
+        gains, scales, shifts = made.split(2, dim=1)
+        return torch.cat((gains, scales + 1, shifts), dim=1)
 
     def normalise(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """AdaLN: layer norm without affine, then ``(1 + scale)`` and ``shift``."""
-        return F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
+        """AdaLN: layer norm without affine, then ``scale`` (which is around 1) and ``shift``."""
+        return torch.addcmul(shift, F.layer_norm(x, (self.dim,), eps=self.eps), scale)
 
     def forward(self, x: Tensor, ada: Tensor, context: TeacherForced | Sampling) -> Tensor:
         """``x`` (R, l, C), ``ada`` (R, 6, C) from `condition`."""
@@ -145,12 +148,12 @@ class Block(nn.Module):
             if context.counter:
                 context.counter.gate(self.index, context.scale, keep)
         if keep is None or bool(keep.all()):
-            y = x + g1 * self.attn(h, cache=context.cache)
+            y = torch.addcmul(x, g1, self.attn(h, cache=context.cache))
             h2 = self.normalise(y, scale2, shift2)
-            y = y + g2 * self._ffn(h2.flatten(0, 1), context).view_as(h2)
+            y = torch.addcmul(y, g2, self._ffn(h2.flatten(0, 1), context).view_as(h2))
             if context.counter:
                 context.counter.attention(self.index, context.scale, x.shape[0] * x.shape[1], 0, context.cache.length)
-            return y  # type: ignore[no-any-return]
+            return y
         flat = keep.flatten()
         kept, skipped = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
         rows = kept // x.shape[1]

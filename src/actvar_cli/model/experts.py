@@ -24,11 +24,11 @@ class FFN(nn.Module):
         self.fc2 = nn.Linear(config.hidden_dim, config.embed_dim)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the second layer reads, (…, hidden)."""
-        return F.gelu(self.fc1(x), approximate="tanh")
+        """What the second layer reads, (…, hidden), in the type of the weights."""
+        return F.gelu(self.fc1(x.to(self.fc1.weight.dtype)), approximate="tanh")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (…, C) to (…, C)."""
+        """Map (…, C) to (…, C), in the type of the weights."""
         return self.fc2(self.hidden(x))  # type: ignore[no-any-return]
 
 
@@ -61,16 +61,18 @@ class ExpertFFN(FFN):
     def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:
         """What the second layer reads, (…, hidden), with zeros where an expert is not ``on`` (…, E, floating)."""
         hidden = self.hidden(x).unflatten(-1, (self.num_experts, self.expert_dim))
-        return (hidden * on.unsqueeze(-1)).flatten(-2)  # type: ignore[no-any-return]
+        return (hidden * on.unsqueeze(-1).to(hidden.dtype)).flatten(-2)  # type: ignore[no-any-return]
 
     def _mask(self, x: Tensor, on: Tensor) -> Tensor:
         return self.fc2(self.masked_hidden(x, on)) + (1 - on) @ self.expert_mean  # type: ignore[no-any-return]
 
     def _skip(self, x: Tensor, on: Tensor) -> Tensor:
+        x = x.to(self.fc1.weight.dtype)
         by_expert = on.T.contiguous()
         counts = by_expert.sum(1).tolist()
         if min(counts) == len(x):
             return super().forward(x)
+        # The means are float32 whatever the weights are, and so is the sum over the experts.
         out = (self.fc2.bias + self.expert_mean.sum(0)).repeat(len(x), 1)
         for e, tokens in enumerate(by_expert.nonzero()[:, 1].split(counts)):
             if counts[e] == 0:
@@ -78,11 +80,11 @@ class ExpertFFN(FFN):
             part = slice(e * self.expert_dim, (e + 1) * self.expert_dim)
             some = x if counts[e] == len(x) else x.index_select(0, tokens)
             hidden = F.gelu(F.linear(some, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
-            y = F.linear(hidden, self.fc2.weight[:, part], -self.expert_mean[e])
+            y = F.linear(hidden, self.fc2.weight[:, part], -self.expert_mean[e].to(x.dtype))
             if some is x:
                 out.add_(y)
             else:
-                out.index_add_(0, tokens, y)
+                out.index_add_(0, tokens, y.to(out.dtype))
         return out
 
     def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:

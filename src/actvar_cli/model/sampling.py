@@ -114,6 +114,11 @@ class ActVAR(nn.Module):
         """Where the weights are."""
         return self.transformer.pos_start.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the blocks' products are computed in (`precision.set_dtype`)."""
+        return self.transformer.dtype
+
     def budgets(self) -> list[float]:
         """Budgets that were calibrated, rising."""
         return sorted(d.budget for d in self.config.dials)

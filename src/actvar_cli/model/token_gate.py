@@ -32,4 +32,4 @@ class Reconstruction(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (…, C) to the update (…, C) that stands in for the block's."""
-        return self.up(self.down(h))  # type: ignore[no-any-return]
+        return self.up(self.down(h.to(self.down.weight.dtype)))  # type: ignore[no-any-return]

@@ -35,8 +35,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c_in, H, W) to (B, c_out, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        # Maps of full size are many: fresh memory for each would cost more than the arithmetic.
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv2(F.silu(self.norm2(h), inplace=True))
         return self.nin_shortcut(x) + h  # type: ignore[no-any-return]
 
 
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -168,7 +169,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # type: ignore[no-any-return]
 
 
 class Tokenizer(nn.Module):
@@ -193,8 +194,9 @@ class Tokenizer(nn.Module):
         return self.quantize.encode(self.latent(images))
 
     def decode_latent(self, f_hat: Tensor) -> Tensor:
-        """The image (B, C, S, S) in [-1, 1] of a quantised latent."""
-        return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)  # type: ignore[no-any-return]
+        """The image (B, C, S, S) in [-1, 1] and float32 of a quantised latent."""
+        z = self.post_quant_conv(f_hat).to(self.decoder.conv_in.weight.dtype, memory_format=torch.channels_last)
+        return self.decoder(z).float().clamp(-1, 1)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def decode(self, tokens: Sequence[Tensor]) -> Tensor:

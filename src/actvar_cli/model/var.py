@@ -40,7 +40,8 @@ class SharedAdaLin(nn.Module):
 
     def forward(self, cond: Tensor) -> Tensor:
         """Class embedding (R, C) to (R, 1, 6, C)."""
-        return self.get_submodule("1")(F.silu(cond)).unflatten(1, (1, 6, self.dim))  # type: ignore[no-any-return]
+        linear: nn.Linear = self.get_submodule("1")  # type: ignore[assignment]
+        return linear(F.silu(cond).to(linear.weight.dtype)).to(cond.dtype).unflatten(1, (1, 6, self.dim))  # type: ignore[no-any-return]
 
 
 class VAR(nn.Module):
@@ -84,6 +85,11 @@ class VAR(nn.Module):
     def stack(self) -> list[Block]:
         """The blocks in order, as a list that knows their type."""
         return list(self.blocks)  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the blocks' weights, keys and values."""
+        return self.stack[0].attn.mat_qkv.weight.dtype
 
     def gated_positions(self) -> Tensor:
         """Which positions (L,) of the sequence belong to a scale with a token gate."""
@@ -144,7 +150,12 @@ class VAR(nn.Module):
         """An empty cache for ``rows`` sequences."""
         arch = self.config.transformer
         return KVCache(
-            arch.depth, rows, arch.num_heads, self.config.tokenizer.num_tokens, arch.head_dim, self.word_embed.weight
+            arch.depth,
+            rows,
+            arch.num_heads,
+            self.config.tokenizer.num_tokens,
+            arch.head_dim,
+            self.stack[0].attn.mat_qkv.weight,
         )
 
     def scale_logits(

@@ -31,14 +31,18 @@ SCOPE = "FLOPs = 2 x MACs of matrix products and convolutions; one image, both r
 class Mode(Frozen):
     """One way of running the model, dense or compressed. FLOPs are per image; densities by block, then by scale.
 
-    ``transformer_flops`` is the model's own count and ``transformer_flops_fvcore`` fvcore's, of one and the same
-    sampling; ``difference`` is relative. ``modules`` is by fvcore, the ``tokenizer.`` ones included. An expert density
-    is of the tokens that were computed. Seconds and images per second are of whole images, tokenizer included.
+    ``transformer_flops`` is the model's own count, ``transformer_flops_fvcore`` is fvcore's and
+    ``transformer_flops_torch`` that of torch's flop_counter, all of the same sampling; ``difference`` and
+    ``difference_torch`` say how far these two lie above the first, relative to it. ``modules`` is by fvcore, the
+    ``tokenizer.`` ones included. An expert density is of the tokens that were computed. Seconds and
+    images per second are of whole images, tokenizer included.
     """
 
     transformer_flops: float
     transformer_flops_fvcore: float
     difference: float
+    transformer_flops_torch: float
+    difference_torch: float
     tokenizer_flops: float
     image_flops: float
     parts: dict[str, float]
@@ -96,6 +100,7 @@ class Profile(Frozen):
             row("tokenizer decoding, FLOPs", [quantity(m.tokenizer_flops) for m in modes]),
             row("whole image, FLOPs", [quantity(m.image_flops) for m in modes]),
             row("fvcore against own counter", [f"{100 * m.difference:+.3f} %" for m in modes]),
+            row("torch against own counter", [f"{100 * m.difference_torch:+.3f} %" for m in modes]),
             row("time per image", [duration(m.seconds_per_image) for m in modes]),
             row("images per second", [quantity(m.images_per_second) for m in modes]),
         ]
@@ -123,7 +128,7 @@ def profile(
     model: ActVAR,
     *,
     budget: float | None = None,
-    batch: int = 16,
+    batch: int,
     repeats: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
@@ -132,7 +137,7 @@ def profile(
 
     ``budget=None`` is how the model is set; one that is set dense, but has calibrated budgets, is profiled at the one
     it was made for. ``budget=1`` is dense alone. The work is counted on one sampling, the time is the median of
-    ``repeats``. Raises InputError for a budget the model has not, ActvarError where the two counts disagree.
+    ``repeats``. Raises InputError for a budget the model has not, ActvarError where the counts disagree.
     """
     if batch < 1 or repeats < 1:
         raise InputError(f"batch and repeats must be at least 1, not {batch} and {repeats}")
@@ -161,7 +166,7 @@ def profile(
     return Profile(
         model=model.config.name,
         device=device_name(model.device),
-        dtype=str(model.transformer.pos_start.dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         torch=torch.__version__,
         batch=batch,
         repeats=repeats,
@@ -235,6 +240,8 @@ def _mode(work: Work, measured: Measured) -> Mode:
         transformer_flops=transformer,
         transformer_flops_fvcore=2 * work.transformer_macs / images,
         difference=work.difference,
+        transformer_flops_torch=2 * work.transformer_macs_torch / images,
+        difference_torch=work.difference_torch,
         tokenizer_flops=tokenizer,
         image_flops=transformer + tokenizer,
         parts={part: 2 * macs for part, macs in counter.by_part().items()},

@@ -93,7 +93,7 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
             # Each: the teacher forward, the student forward and backward.
             return 2 * step.images + REFIT_IMAGES + steps * step.batch * 4 + CALIBRATION_IMAGES
         case ProfileStep():
-            return step.batch * (2 + 2 * (step.repeats + 1))
+            return step.batch_for(config) * (2 + 2 * (step.repeats + 1))
         case EvaluateStep():
             return 2 * step.count + 2 * min(step.count, 1000)
         case SampleStep():
@@ -125,7 +125,8 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
     elif isinstance(step, EvaluateStep | ReportStep):
         memory = 2 * weights + 50 * activations
     else:
-        memory = weights + step.batch * (activations + 2 * depth * 2 * length * width * BYTES)
+        batch = step.batch_for(config) if isinstance(step, ProfileStep) else step.batch
+        memory = weights + batch * (activations + 2 * depth * 2 * length * width * BYTES)
     return Estimate(disk, memory, work * dense_macs(config) / (speed * SHARE_OF_PEAK))
 
 

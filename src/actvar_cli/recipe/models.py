@@ -29,12 +29,14 @@ def choose_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def open_model(name: str, *, device: str, progress: Progress, budget: float | None = None) -> ActVAR:
+def open_model(
+    name: str, *, device: str, progress: Progress, budget: float | None = None, dtype: str = "float32"
+) -> ActVAR:
     """The model of that name on ``device``, fetched with a progress bar if it is not on this machine."""
     from actvar_cli.weights.load import load, locate
 
     locate(name, progress=progress)
-    return load(name, device=choose_device(device), budget=budget)
+    return load(name, device=choose_device(device), budget=budget, dtype=dtype)
 
 
 def file_of(name: str, progress: Progress) -> Path:
@@ -69,12 +71,19 @@ def digest_of(name: str, progress: Progress) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to work on: how the user calls it, its file and that file's digest; `open` loads it."""
+    """A model to work on: how the user calls it, its file and that file's digest; `open` loads it.
+
+    ``loader`` returns the model in the type that it is given.
+    """
 
     name: str
     path: Path
     sha256: str
-    open: Callable[[], ActVAR]
+    loader: Callable[[str], ActVAR]
+
+    def open(self, dtype: str = "float32") -> ActVAR:
+        """The model, computing in ``dtype``."""
+        return self.loader(dtype)
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -114,8 +123,8 @@ def about(source: Source, metrics: Sequence[Metric], repo: str | None = None) ->
 def named(name: str, *, device: str, progress: Progress, budget: float | None = None) -> Source:
     """The model of that name as a source; fetched, but not loaded before it is opened."""
 
-    def opened() -> ActVAR:
-        return open_model(name, device=device, progress=progress, budget=budget)
+    def opened(dtype: str) -> ActVAR:
+        return open_model(name, device=device, progress=progress, budget=budget, dtype=dtype)
 
     return Source(name, file_of(name, progress), digest_of(name, progress), opened)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ class Run:
         self.device = models.choose_device(self.device)
         self.outcomes: dict[str, Outcome] = {}
         self.digests: dict[Ref, str] = {}
-        self.loaded: dict[Ref, ActVAR] = {}
+        self.loaded: dict[tuple[Ref, str], ActVAR] = {}
 
     def plan(self) -> list[Planned]:
         """What would run and what is there already; asks no network, so a step on a model not yet fetched would run."""
@@ -217,19 +218,20 @@ class Run:
         return models.file_of(ref.name, self.progress)
 
     def _source(self, ref: Ref) -> models.Source:
-        return models.Source(ref.name, self._path(ref), self._digest(ref) or "", lambda: self._open(ref))
+        return models.Source(ref.name, self._path(ref), self._digest(ref) or "", partial(self._open, ref))
 
-    def _open(self, ref: Ref) -> ActVAR:
-        if ref not in self.loaded:
+    def _open(self, ref: Ref, dtype: str = "float32") -> ActVAR:
+        if (ref, dtype) not in self.loaded:
             name = str(self._path(ref)) if ref.made_here else ref.name
-            self.loaded[ref] = models.open_model(name, device=self.device, progress=self.progress)
-        return self.loaded[ref]
+            opened = models.open_model(name, device=self.device, progress=self.progress, dtype=dtype)
+            self.loaded[ref, dtype] = opened
+        return self.loaded[ref, dtype]
 
     def _release(self, coming: Sequence[tuple[Flow, AnyStep]]) -> None:
         """Let go of models that no coming step works on: three copies of a large one would not fit."""
         needed = {ref for flow, _ in coming for ref in (flow.model, flow.teacher)}
-        for ref in [ref for ref in self.loaded if ref not in needed]:
-            del self.loaded[ref]
+        for key in [key for key in self.loaded if key[0] not in needed]:
+            del self.loaded[key]
 
     def _before(self, flow: Flow, earlier: Sequence[Flow]) -> work.Before:
         """What steps among ``earlier`` found out about the model of ``flow``, or about any where none is about it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
@@ -11,6 +11,9 @@ from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.model.config import Frozen
 from actvar_cli.weights.shards import SHARD_SIZE
 
+if TYPE_CHECKING:
+    from actvar_cli.model.config import ModelConfig
+
 Settings = TypeVar("Settings", bound=BaseModel)
 
 Budget = Annotated[
@@ -18,6 +21,12 @@ Budget = Annotated[
 ]
 Model = Annotated[str | None, Field(description="an earlier step, or a model; default: that of the step before")]
 Against = Annotated[str | None, Field(description="the model to compare with; default: the recipe's first model")]
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Dtype = Annotated[DtypeName, Field(description="what the blocks and the tokenizer's decoder compute in")]
+
+PROFILE_WORK = 3 * 10**11
+"""MACs of dense sampling that one batch of a profile may take, about: one image of a d16."""
 
 
 class Step(Frozen):
@@ -45,8 +54,17 @@ class ProfileSettings(Frozen):
     """How a model is profiled."""
 
     budget: Budget = None
-    batch: Annotated[int, Field(ge=1, description="images sampled together")] = 16
+    batch: Annotated[
+        int | None, Field(ge=1, description="images sampled together; default: 1 to 16 by the model's size")
+    ] = None
     repeats: Annotated[int, Field(ge=1, description="timed samplings, of which the median counts")] = 5
+    dtype: Dtype = "float32"
+
+    def batch_for(self, config: ModelConfig) -> int:
+        """``batch``, or as many images as the size of the model allows."""
+        from actvar_cli.model.counters import dense_macs
+
+        return self.batch or max(1, min(16, PROFILE_WORK // dense_macs(config)))
 
 
 class Gates(Frozen):
@@ -79,6 +97,7 @@ class SampleSettings(Drawing):
     )
     batch: Annotated[int, Field(ge=1, description="images sampled together")] = 32
     budget: Budget = None
+    dtype: Dtype = "float32"
 
 
 class ExportSettings(Frozen):
@@ -89,9 +108,7 @@ class ExportSettings(Frozen):
         Field(description="a folder (actvar), or one .safetensors or .pth for anybody's VAR code (var)"),
     ] = "actvar"
 
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Field(description="how the transformer's weights are stored")
-    ] = "float32"
+    dtype: Annotated[DtypeName, Field(description="how the transformer's weights are stored")] = "float32"
     shard_size: Annotated[
         ByteSize,
         Field(description="bytes of one file of weights in a folder, at most, as 500MB; default: 5GB"),

@@ -161,10 +161,11 @@ def profile(step: ProfileStep, job: Job) -> dict[str, Any]:
     """Count FLOPs and measure time."""
     from actvar_cli.profile.profile import profile as profile_model
 
+    model = job.model.open(step.dtype)
     found = profile_model(
-        job.model.open(),
+        model,
         budget=step.budget,
-        batch=step.batch,
+        batch=step.batch_for(model.config),
         repeats=step.repeats,
         seed=job.seed,
         progress=job.progress,
@@ -194,7 +195,7 @@ def evaluate(step: EvaluateStep, job: Job) -> dict[str, Any]:
 
 def sample(settings: SampleSettings, job: Job) -> dict[str, Any]:
     """Leave a grid of pictures."""
-    images, labels = pictures.draw(job.model.open(), settings, seed=job.seed, progress=job.progress)
+    images, labels = pictures.draw(job.model.open(settings.dtype), settings, seed=job.seed, progress=job.progress)
     path = pictures.save(job.folder / f"{job.name}.png", images, labels, force=True)
     return {"file": path.name, "images": len(images), "classes": labels.unique().tolist()}
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from actvar_cli.errors import InputError, did_you_mean
+from actvar_cli.errors import InputError
 from actvar_cli.model.config import FORMAT_VERSION, ModelConfig, TokenizerReference
+from actvar_cli.model.precision import dtype_called
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.weights.files import file_digest, is_safetensors, new_file
 from actvar_cli.weights.shards import files_of, is_index
@@ -27,9 +28,7 @@ from actvar_cli.weights.stream import Later, later, write_safetensors
 from actvar_cli.weights.zoo import KNOWN
 
 __all__ = [
-    "DTYPES",
     "described",
-    "dtype_called",
     "file_digest",
     "is_artefact",
     "parse_config",
@@ -45,9 +44,6 @@ __all__ = [
 
 CONFIG_KEY, LINEAGE_KEY = "actvar.config", "actvar.lineage"
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Types that floating tensors can be stored in; whole numbers stay what they are."""
-
 
 def save(
     path: str | Path, model: ActVAR, lineage: Mapping[str, Any], *, dtype: str = "float32", force: bool = False
@@ -55,7 +51,7 @@ def save(
     """Write ``model``'s transformer as an artefact, whole or not at all, and return its path.
 
     A tokenizer that is no known model's is written beside it, as ``<stem>.tokenizer.safetensors``. Raises InputError
-    where a file exists and ``force`` is off, or ``dtype`` is not one of `DTYPES`.
+    where a file exists and ``force`` is off, or ``dtype`` is not one of `precision.DTYPES`.
     """
     path = Path(path)
     reference = model.config.tokenizer_reference
@@ -88,7 +84,7 @@ def described(
 
 
 def transformer_tensors(model: ActVAR, dtype: str) -> dict[str, Later]:
-    """What an artefact holds of ``model``, floating tensors in ``dtype``; InputError where that is none of `DTYPES`."""
+    """What an artefact holds of ``model``, floating tensors in ``dtype`` (InputError where it is no `DTYPES`)."""
     return {key: later(tensor, dtype_called(dtype)) for key, tensor in model.transformer.state_dict().items()}
 
 
@@ -110,13 +106,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Later], metadata: M
     """Write a safetensors file to ``path`` itself, one tensor at a time."""
     made = {key: later(tensor) if isinstance(tensor, Tensor) else tensor for key, tensor in tensors.items()}
     write_safetensors(path, made, metadata)
-
-
-def dtype_called(name: str) -> torch.dtype:
-    """One of `DTYPES`; InputError for another name."""
-    if name not in DTYPES:
-        raise InputError(f"unknown dtype {name!r}{did_you_mean(name, list(DTYPES))}: one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from actvar_cli.errors import ActvarError, InputError, did_you_mean
 from actvar_cli.model.config import ModelConfig, TokenizerConfig, TokenizerReference, TransformerConfig
+from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
@@ -58,11 +59,11 @@ class Source:
         return next((path for name in names if (path := _try(self.beside, name))), None)
 
 
-def load(name: str | Path, *, device: str = "cpu", budget: float | None = None) -> ActVAR:
-    """A model by its name, in eval mode and float32 on ``device``, working at ``budget``.
+def load(name: str | Path, *, device: str = "cpu", budget: float | None = None, dtype: str = "float32") -> ActVAR:
+    """A model by its name, in eval mode on ``device``, working at ``budget`` and in ``dtype`` (see `set_dtype`).
 
     Without ``budget`` it works at the one it was made for, and dense if it was made for none; ``1.0`` is dense.
-    Raises InputError, one line, for whatever is wrong with the name, the file, the budget or the device.
+    Raises InputError, one line, for whatever is wrong with the name, the file, the budget, the device or the type.
     """
     source = locate(str(name))
     checkpoint = read_checkpoint(source.path)
@@ -74,6 +75,7 @@ def load(name: str | Path, *, device: str = "cpu", budget: float | None = None) 
         model.set_budget(_default_budget(model) if budget is None else budget)
     except ValueError as error:
         raise InputError(str(error)) from error
+    set_dtype(model, dtype)
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

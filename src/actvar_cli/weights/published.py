@@ -16,9 +16,10 @@ from torch import Tensor
 
 from actvar_cli.errors import InputError
 from actvar_cli.model.experts import ExpertFFN
+from actvar_cli.model.precision import dtype_called
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.var import VAR
-from actvar_cli.weights.artefact import dtype_called, tokenizer_beside, write_tokenizer
+from actvar_cli.weights.artefact import tokenizer_beside, write_tokenizer
 from actvar_cli.weights.files import new_file
 from actvar_cli.weights.stream import Later, later, write_pth, write_safetensors
 from actvar_cli.weights.zoo import KNOWN

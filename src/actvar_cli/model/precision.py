@@ -1,0 +1,46 @@
+"""Which parts of a model run in fewer bits, and which never do."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from actvar_cli.errors import InputError, did_you_mean
+from actvar_cli.model.sampling import ActVAR
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types that weights can be stored in, and that the products of a model can be computed in."""
+
+FULL = ("router.", "token_gate.", "attn.scale_mul_1H11", "ffn.expert_mean", "ada_gss")
+"""Of a block, what stays float32: a decision must not turn on a rounding, and the rest is small and costs nothing."""
+
+
+def dtype_called(name: str) -> torch.dtype:
+    """One of `DTYPES`; InputError for another name."""
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {name!r}{did_you_mean(name, list(DTYPES))}: one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def set_dtype(model: ActVAR, dtype: str) -> ActVAR:
+    """Let ``model`` compute in ``dtype`` (one of `DTYPES`), in place; it must be in float32 before.
+
+    The blocks' products, the keys and values and the tokenizer's decoder are then of that type. The residual stream,
+    AdaLN, router and token gate, the head with the logits, sampling and the quantiser stay float32.
+    Raises InputError for another type.
+    """
+    target = dtype_called(dtype)
+    for block in model.transformer.stack:
+        _cast(block, target)
+        block.attn.zero_k_bias = block.attn.zero_k_bias.to(target)
+    if model.config.transformer.shared_aln:
+        _cast(model.transformer.shared_ada_lin, target)
+    _cast(model.tokenizer.decoder, target)
+    return model
+
+
+def _cast(module: nn.Module, target: torch.dtype) -> None:
+    # One by one, so that what is given up is never in memory together.
+    for name, parameter in module.named_parameters():
+        if not name.startswith(FULL):
+            parameter.data = parameter.data.to(target)

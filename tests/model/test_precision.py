@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import actvar_cli
+from actvar_cli.errors import InputError
+from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.precision import set_dtype
+from actvar_cli.model.sampling import ActVAR, paired_rows
+from tests.tiny import tiny_model
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"shared_aln": True},
+    {"experts": True},
+    {"experts": True, "token_gate": True},
+]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "+".join(kind))
+def test_every_kind_of_model_samples_in_few_bits(kind: dict[str, Any], dtype: str) -> None:
+    exact, model = tiny_model(**kind), set_dtype(tiny_model(**kind), dtype)
+    exact.threshold = model.threshold = 0.0 if "experts" in kind else None
+    counters = WorkCounter(exact.config), WorkCounter(model.config)
+    expected = exact.sample([0, 1], seed=1, counter=counters[0])
+    samples = model.sample([0, 1], seed=1, counter=counters[1])
+    assert samples.images.dtype == torch.float32
+    assert (samples.tokens == expected.tokens).float().mean() > 0.8
+    assert counters[1].cost == pytest.approx(counters[0].cost, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "+".join(kind))
+def test_a_whole_sequence_too(kind: dict[str, Any]) -> None:
+    exact, model = tiny_model(**kind), set_dtype(tiny_model(**kind), "bfloat16")
+    labels, tokens = torch.tensor([0, 1]), torch.zeros(2, 14, dtype=torch.long)
+    logits = []
+    for of in (exact, model):
+        rows, var_input = paired_rows(of, labels, tokens)
+        with torch.no_grad():
+            logits.append(of.transformer(rows, var_input, of.transformer.teacher_forced(-math.inf)))
+    assert logits[1].dtype == torch.float32
+    assert not torch.equal(*logits)
+    torch.testing.assert_close(logits[1], logits[0], atol=0.02, rtol=0.02)
+
+
+def test_decisions_logits_and_codes_keep_all_their_bits() -> None:
+    model = set_dtype(tiny_model(experts=True, token_gate=True, shared_aln=True), "bfloat16")
+    types = {name: tensor.dtype for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    low = {name for name, dtype in types.items() if dtype == torch.bfloat16}
+    assert model.dtype == torch.bfloat16
+    for few in ("blocks.0.attn.mat_qkv.weight", "blocks.1.ffn.fc2.bias", "blocks.1.reconstruction.up.weight"):
+        assert f"transformer.{few}" in low
+    assert "tokenizer.decoder.conv_out.weight" in low
+    whole = ("router", "token_gate", "expert_mean", "scale_mul", "head", "embed", "quantize", "pos_", "post_quant")
+    assert not [name for name in low if any(part in name for part in whole)]
+
+
+def test_float32_is_what_a_model_is_in_anyway() -> None:
+    model = tiny_model()
+    expected = model.sample([0, 1], seed=0)
+    assert torch.equal(set_dtype(model, "float32").sample([0, 1], seed=0).images, expected.images)
+
+
+def test_the_shipped_model_says_the_same_in_bfloat16() -> None:
+    def log_probabilities(model: ActVAR) -> torch.Tensor:
+        rows, var_input = paired_rows(model, labels, tokens)
+        return model.transformer(rows, var_input).log_softmax(-1)  # type: ignore[no-any-return]
+
+    exact, model = actvar_cli.load("var-fashion"), actvar_cli.load("var-fashion", dtype="bfloat16")
+    labels = torch.arange(10)
+    samples = exact.sample(labels, seed=0)
+    tokens = samples.tokens
+    with torch.no_grad():
+        one, other = log_probabilities(exact), log_probabilities(model)
+        kl = (one.exp() * (one - other)).sum(-1).mean()
+        decoded = model.tokenizer.decode(model.tokenizer.split(tokens)).add(1).div(2)
+    assert 0 < kl < 2e-3
+    assert (decoded - samples.images).abs().max() < 6 / 255
+
+
+def test_an_unknown_type() -> None:
+    with pytest.raises(InputError, match=r"unknown dtype 'bfloat' \(did you mean 'bfloat16'\?\): one of float32, b"):
+        set_dtype(tiny_model(), "bfloat")
