@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.recording import sampling_batch
+from actvar_cli.convert.recording import returning_memory, sampling_batch
 from actvar_cli.model.config import Dial, ModelConfig
 from actvar_cli.model.counters import WorkCounter, dense_macs, ffn_macs, router_macs
 from actvar_cli.model.sampling import ActVAR, balanced_labels
@@ -28,8 +28,9 @@ def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int) ->
     before, model.threshold = model.threshold, threshold
     labels = balanced_labels(images, model.config.transformer.num_classes)
     try:
-        for i, part in enumerate(labels.split(sampling_batch(model.config))):
-            model.sample_tokens(part, seed=seed + i, counter=counter)
+        with returning_memory(model):
+            for i, part in enumerate(labels.split(sampling_batch(model.config))):
+                model.sample_tokens(part, seed=seed + i, counter=counter)
     finally:
         model.threshold = before
     return counter.cost

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actvar_cli.convert.calibration import calibrate_dials, predicted_cost
 from actvar_cli.convert.grouping import group_neurons
-from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples
+from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples, quick_sampling
 from actvar_cli.convert.regression import fit_perceptron, log_ratio
 from actvar_cli.convert.settings import TOKENS, ConvertSettings, affordable_images
 from actvar_cli.errors import ActvarError, InputError
@@ -33,7 +33,7 @@ DEFAULT_BUDGET = 0.8
 """Where a model that was only converted works, unless told otherwise."""
 
 CHUNK = 1024
-"""Tokens whose experts' outputs are held at once."""
+"""Tokens whose outputs are held at once."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,13 @@ def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator
     assert isinstance(ffn, ExpertFFN)
     h = record.h.to(ffn.expert_mean.dtype)
     parts = [slice(i, i + CHUNK) for i in range(0, len(h), CHUNK)]
-    # The second layer is linear: the mean output follows from the mean of what it reads.
-    average = torch.stack([ffn.hidden(h[part]).sum(0) for part in parts]).sum(0) / len(h)
+    energies = h.new_empty(len(h), ffn.num_experts)
     for expert, mean in enumerate(ffn.expert_mean):
-        mean.copy_(ffn.output_of(expert, average))
-    energies = torch.empty(len(h), ffn.num_experts, dtype=h.dtype, device=h.device)
-    for part in parts:
-        hidden = ffn.hidden(h[part])
-        for expert, mean in enumerate(ffn.expert_mean):
-            deviation = ffn.output_of(expert, hidden, -mean) * record.gain[part]
+        hidden = ffn.hidden_of(expert, h)
+        # The second layer is linear: the mean output follows from the mean of what it reads.
+        mean.copy_(ffn.output_of(expert, hidden.mean(0)))
+        for part in parts:
+            deviation = ffn.output_of(expert, hidden[part], -mean) * record.gain[part]
             energies[part, expert] = deviation.square().sum(1)
     targets = log_ratio(energies, record.energy.unsqueeze(1))
     return fit_perceptron(block.router, h, targets, generator), block.router(h)
@@ -144,7 +142,8 @@ def convert(
     arch = teacher.config.transformer
     images = settings.images_for(teacher.config)
     recorder = Recorder(teacher, min(max(1, TOKENS // images), teacher.config.tokenizer.num_tokens), generator)
-    samples = draw_samples(teacher, images, seed=seed, progress=progress, recorder=recorder)
+    with quick_sampling(teacher):
+        samples = draw_samples(teacher, images, seed=seed, progress=progress, recorder=recorder)
     checked = max(1, min(8, images // 16))
     before = reference_logits(teacher, samples, checked)
     student = with_experts(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actvar_cli.convert.settings import MOST, affordable_images
 from actvar_cli.model.block import Block, Decisions, Record, Sampling, TeacherForced
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.device import return_memory
@@ -49,6 +50,27 @@ def sampling_batch(config: ModelConfig) -> int:
     """How many images to sample at once so that their keys and values stay within `CACHE_BYTES`; 32 at most."""
     per_image = 2 * 2 * 4 * config.transformer.depth * config.tokenizer.num_tokens * config.transformer.embed_dim
     return min(32, max(1, CACHE_BYTES // per_image))
+
+
+def quick_sampling(model: ActVAR) -> torch.autocast:
+    """Inside, a large model samples in bfloat16 where that is quicker: on a CPU with AVX-512.
+
+    For calibration only: routers are fitted to far coarser figures than what is rounded off.
+    """
+    large = affordable_images(model.config, MOST) < MOST
+    quick = model.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    # Not cached: all weights in bfloat16 would take half the model's memory again.
+    return torch.autocast("cpu", torch.bfloat16, enabled=large and quick, cache_enabled=False)
+
+
+@contextmanager
+def returning_memory(model: ActVAR) -> Iterator[None]:
+    """Inside, memory is given back at every scale: what one leaves behind is too small for the next's activations."""
+    handle = model.transformer.stack[0].register_forward_hook(lambda *_: return_memory())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Recorder:
@@ -101,9 +123,6 @@ class Recorder:
             index = self.picked[context.scale]
             energy = out.flatten(0, 1).index_select(0, index).float().square().sum(1)
             self.parts[block.index].append((h.flatten(0, -2).index_select(0, index).bfloat16(), energy))
-            if block.index == 0:
-                # What the scale before left behind is too small for this one's activations.
-                return_memory()
             if context.scale == 0:
                 self.gains[block.index].append(ada[:, 1].clone())
 
@@ -138,6 +157,7 @@ def draw_samples(
     tokens: list[Tensor] = []
     with (
         progress.task("sampling the teacher", count) as task,
+        returning_memory(teacher),
         recorder.watching() if recorder else ExitStack(),
     ):
         for i, part in enumerate(labels.split(sampling_batch(teacher.config))):

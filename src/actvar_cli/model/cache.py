@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
 class KVCache:
-    """Buffers (rows, heads, L, head_dim) for the keys and values of every block; never concatenated, only filled."""
+    """Keys and values of every block in ``room`` (2, depth, rows, heads, L, head_dim); only filled, never joined."""
 
-    def __init__(self, depth: int, rows: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
-        shape = (depth, rows, heads, length, head_dim)
-        self._keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self._values = torch.empty(shape, dtype=like.dtype, device=like.device)
+    def __init__(self, room: Tensor) -> None:
+        self._keys, self._values = room.unbind(0)
         self._filled = 0
         self._size = 0
 

@@ -77,17 +77,22 @@ class ExpertFFN(FFN):
         for e, tokens in enumerate(by_expert.nonzero()[:, 1].split(counts)):
             if counts[e] == 0:
                 continue
-            part = slice(e * self.expert_dim, (e + 1) * self.expert_dim)
             some = x if counts[e] == len(x) else x.index_select(0, tokens)
-            hidden = F.gelu(F.linear(some, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
-            y = F.linear(hidden, self.fc2.weight[:, part], -self.expert_mean[e].to(x.dtype))
+            y = self.output_of(e, self.hidden_of(e, some), -self.expert_mean[e])
             if some is x:
                 out.add_(y)
             else:
                 out.index_add_(0, tokens, y.to(out.dtype))
         return out
 
+    def _part(self, expert: int) -> slice:
+        return slice(expert * self.expert_dim, (expert + 1) * self.expert_dim)
+
+    def hidden_of(self, expert: int, x: Tensor) -> Tensor:
+        """One expert's neurons, (…, hidden / E), for ``x`` (…, C)."""
+        part = self._part(expert)
+        return F.gelu(F.linear(x, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
+
     def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What one expert makes of ``hidden`` (…, hidden), plus ``bias``: (…, C)."""
-        part = slice(expert * self.expert_dim, (expert + 1) * self.expert_dim)
-        return F.linear(hidden[..., part], self.fc2.weight[:, part], bias)
+        """What one expert makes of its neurons ``hidden`` (…, hidden / E), plus ``bias`` (C,): (…, C)."""
+        return F.linear(hidden, self.fc2.weight[:, self._part(expert)], None if bias is None else bias.to(hidden.dtype))

@@ -147,16 +147,12 @@ class VAR(nn.Module):
         return self.logits(x, cond)
 
     def new_cache(self, rows: int) -> KVCache:
-        """An empty cache for ``rows`` sequences."""
-        arch = self.config.transformer
-        return KVCache(
-            arch.depth,
-            rows,
-            arch.num_heads,
-            self.config.tokenizer.num_tokens,
-            arch.head_dim,
-            self.stack[0].attn.mat_qkv.weight,
-        )
+        """An empty cache for ``rows`` sequences, in the type of the blocks' products."""
+        arch, device = self.config.transformer, self.pos_start.device
+        mixed = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if mixed else self.dtype
+        shape = (arch.depth, rows, arch.num_heads, self.config.tokenizer.num_tokens, arch.head_dim)
+        return KVCache(torch.empty((2, *shape), dtype=dtype, device=device))
 
     def scale_logits(
         self,
