@@ -1,7 +1,7 @@
-"""Peak memory and time of converting and exporting checkpoints as large as the published ones.
+"""Peak memory and time of converting, exporting and profiling checkpoints as large as the published ones.
 
     python benchmarks/random_checkpoint.py 16 -o /tmp/d16
-    python benchmarks/large_files.py /tmp/d16/var_d16.pth
+    python benchmarks/large_files.py /tmp/d16/var_d16.pth --profile
 
 Every command runs in a process of its own. The goal: peak resident memory of at most 1.25 times the checkpoint's bytes
 plus 700 MB. Then the weights, exported in the published layout, are compared with the original's. Adds to
@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,10 +30,10 @@ from actvar_cli.weights.checkpoint import read_checkpoint
 RESULT = Path(__file__).parent / "results/large_files.json"
 
 
-def measured(arguments: list[str], limit: float) -> dict[str, Any]:
+def measured(arguments: list[str], limit: float, stdout: IO[str] | None = None) -> dict[str, Any]:
     """Run ``actvar`` with ``arguments``; its seconds and peak resident memory, in bytes."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "actvar_cli", *arguments])
+    process = subprocess.Popen([sys.executable, "-m", "actvar_cli", *arguments], stdout=stdout)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     if status:
@@ -53,10 +53,27 @@ def identical(first: Path, second: Path) -> int:
     return len(one)
 
 
+def profiled(checkpoint: Path, folder: Path, limit: float) -> dict[str, Any]:
+    """What `measured` says of ``actvar profile``, and the FLOPs that it found."""
+    output = folder / "profile.json"
+    with output.open("w") as stream:
+        result = measured(["profile", str(checkpoint), "--json"], limit, stream)
+    found = json.loads(output.read_text())
+    return result | {
+        "batch": found["batch"],
+        "repeats": found["repeats"],
+        "transformer_gmac": found["dense"]["transformer_flops"] / 2e9,
+        "transformer_gmac_fvcore": found["dense"]["transformer_flops_fvcore"] / 2e9,
+        "transformer_gmac_torch": found["dense"]["transformer_flops_torch"] / 2e9,
+        "seconds_per_image": found["dense"]["seconds_per_image"],
+    }
+
+
 def main() -> None:
     """Convert, export, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--profile", action="store_true", help="profile it too, which samples several images")
     args = parser.parse_args()
     size = args.checkpoint.stat().st_size
     limit = 1.25 * size + 700e6
@@ -79,6 +96,8 @@ def main() -> None:
                 result["identical_tensors"] = pool.submit(identical, args.checkpoint, back).result()
             for path in folder.glob("back*"):
                 path.unlink()
+        if args.profile:
+            result["profile"] = profiled(args.checkpoint, folder, limit)
         result["export --format actvar"] = measured(["export", str(model), "-o", str(folder / "out")], limit)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     RESULT.write_text(json.dumps({**results, args.checkpoint.name: result}, indent=2) + "\n")

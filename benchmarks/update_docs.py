@@ -117,6 +117,46 @@ def quality() -> str:
     return markdown(("", "dense", "compressed"), rows) + "\n\n" + note
 
 
+def large_files() -> str:
+    """What large checkpoints take."""
+    rows = []
+    for name, r in read("large_files.json").items():
+        for what, m in r.items():
+            if not isinstance(m, dict):
+                continue
+            peak = f"{m['peak_bytes'] / 1e9:.2f} of {m['limit_bytes'] / 1e9:.2f} GB"
+            rows.append((f"`{name}`, {r['bytes'] / 1e9:.2f} GB", f"`{what}`", f"{m['seconds']:.0f} s", peak))
+    return markdown(("checkpoint", "command", "time", "peak memory"), rows)
+
+
+def profiles() -> str:
+    """What the profile of a full-size model counts."""
+    rows = [
+        (f"`{name}`", *(f"{p[f'transformer_gmac{who}']:.3f}" for who in ("", "_fvcore", "_torch")), str(p["batch"]))
+        for name, r in read("large_files.json").items()
+        if (p := r.get("profile"))
+    ]
+    return markdown(("GMAC per image", "own counter", "fvcore", "torch's flop_counter", "batch"), rows)
+
+
+def dense_speed() -> str:
+    """Our dense sampling beside the published code's."""
+    r = read("dense_speed.json")
+    rows = [
+        (
+            f"{run['batch']}, {run['dtype']}",
+            f"{run['image']['published_ms'] / 1e3:.2f} s",
+            f"{run['image']['ours_ms'] / 1e3:.2f} s",
+            *(f"{run[part]['speedup']:.2f}" for part in ("image", "transformer", "decoding")),
+            f"{100 * run['equal_tokens']:.2f} %",
+        )
+        for run in r["runs"]
+    ]
+    header = ("d16, batch, dtype", "published", "ours", "image", "transformer", "decoding", "equal tokens")
+    note = f"Time per image, medians of {r['repeats']}; {r['device']}, torch {r['torch']}."
+    return markdown(header, rows) + "\n\n" + note
+
+
 def main() -> None:
     """Copy and rewrite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,6 +170,9 @@ def main() -> None:
     fill(results, "trained", trained())
     if (RESULTS / "demo_quality.json").exists():
         fill(results, "quality", quality())
+    fill(results, "large-files", large_files())
+    fill(results, "profiles", profiles())
+    fill(results, "dense-speed", dense_speed())
 
 
 if __name__ == "__main__":

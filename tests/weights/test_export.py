@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from actvar_cli.errors import InputError
+from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import Dial
 from actvar_cli.weights import export as export_module
 from actvar_cli.weights.artefact import read_config, read_lineage
@@ -37,6 +39,19 @@ def test_folder_gives_the_same_samples_also_elsewhere(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text()) == json.loads(again.config.model_dump_json())
     assert again.config.tokenizer_reference is not None
     assert again.config.tokenizer_reference.name == "tokenizer.safetensors"
+
+
+def test_a_disk_without_room_is_found_out_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    needed = sum(plan(model).values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(
+        ActvarError, match=r"the disk is too full: exporting tiny takes .* make room, or"
+    ):
+        export(model, tmp_path / "out")
+    assert names(tmp_path) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    assert export(model, tmp_path / "out").is_dir()
 
 
 def test_dtype_and_further_files(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from actvar_cli import __version__
 from actvar_cli.errors import ActvarError
 from actvar_cli.model.config import Frozen
 from actvar_cli.progress import Progress
-from actvar_cli.weights.download import Remote, hub, refuse_full_disk
+from actvar_cli.weights.download import Remote, hub, refuse_full_cache
 from actvar_cli.weights.files import file_digest, new_file
 from actvar_cli.weights.stamp import Stamp
 from actvar_cli.weights.zoo import HubFile
@@ -117,7 +117,7 @@ def convert(original: Path, file: HubFile, remote: Remote | None, digest: str, p
     size = original.stat().st_size
     try:
         _sweep(path)
-        refuse_full_disk(file, {path.parent: size})
+        refuse_full_cache(file, {path.parent: size})
         with progress.task(f"converting {file.file}", 2 * size) as task, new_file(path, force=True) as temporary:
             # Tensors are mapped from the original and written one by one: they go from disk to disk.
             write_tensors(temporary, _flat(checkpoint.transformer, checkpoint.tokenizer), {"format": "pt"})

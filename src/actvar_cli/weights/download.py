@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from urllib.parse import quote
 
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.progress import Progress, Task
-from actvar_cli.weights.files import file_digest
+from actvar_cli.weights.files import file_digest, refuse_full_disk
 from actvar_cli.weights.hub_errors import explain, status_of
 from actvar_cli.weights.zoo import KNOWN, HubFile, what_is_old
 
@@ -145,7 +144,7 @@ def _bring(file: HubFile, remote: Remote, blob: Path, also: Mapping[Path, int], 
     # Without a sha256 nothing would tell whether two halves belong together.
     if not remote.sha256 or not remote.size or _size(partial) > remote.size:
         partial.unlink(missing_ok=True)
-    refuse_full_disk(file, {partial.parent: (remote.size or 0) - _size(partial), **also})
+    refuse_full_cache(file, {partial.parent: (remote.size or 0) - _size(partial), **also})
     try:
         with progress.task(f"fetching {file.file}", remote.size or 0) as task:
             _continue(file, remote, partial, _bar(task))
@@ -218,32 +217,9 @@ def _bar(task: Task) -> type[Any]:
     return Bar
 
 
-def refuse_full_disk(file: HubFile, needs: Mapping[Path, int]) -> None:
-    """Raise ActvarError where a disk has less room than the folders on it need; ``needs`` in bytes."""
-    disks: dict[int, tuple[Path, int]] = {}
-    for place, size in needs.items():
-        there = existing(place)
-        disk = there.stat().st_dev
-        disks[disk] = (disks.get(disk, (there,))[0], disks.get(disk, (there, 0))[1] + size)
-    for place, size in disks.values():
-        free = shutil.disk_usage(place).free
-        if size > free:
-            raise ActvarError(
-                f"the disk is too full: {file.file}, with what is made of it, takes {_gigabytes(size)}, "
-                f"{_gigabytes(free)} are free in {place}: make room, or set HF_HOME to another disk"
-            )
-
-
-def existing(place: Path) -> Path:
-    """The folder that ``place`` will be made in, or itself."""
-    place = place.absolute()
-    while not place.exists():
-        place = place.parent
-    return place
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+def refuse_full_cache(file: HubFile, needs: Mapping[Path, int]) -> None:
+    """Raise ActvarError where there is no room in the cache; ``needs`` are the bytes that go into each folder."""
+    refuse_full_disk(f"{file.file}, with what is made of it,", needs, "make room, or set HF_HOME to another disk")
 
 
 def _size(path: Path) -> int:

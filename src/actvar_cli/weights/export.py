@@ -12,7 +12,7 @@ from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
 from actvar_cli.weights.artefact import described, tokenizer_tensors, transformer_tensors, write_tokenizer
 from actvar_cli.weights.card import About, model_card
-from actvar_cli.weights.files import new_folder
+from actvar_cli.weights.files import new_folder, refuse_full_disk
 from actvar_cli.weights.shards import INDEX, SHARD_SIZE, index_text, own_weights, split
 from actvar_cli.weights.stream import safetensors_size, write_safetensors
 from actvar_cli.weights.zoo import ASSETS
@@ -62,6 +62,8 @@ def export(
     folder = Path(folder)
     # Made before anything is written: a wrong dtype is told at once, and the bytes to write are known.
     planned = plan(model, dtype=dtype, shard_size=shard_size, about=about, files=files)
+    where = "make room, or write to another disk"
+    refuse_full_disk(f"exporting {model.config.name}", {folder: sum(planned.values())}, where)
     with (
         new_folder(folder, replaceable=own_files(folder) | set(files or {}), force=force) as temporary,
         (progress or Progress()).task(f"exporting {model.config.name}", sum(planned.values())) as task,

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.progress import Progress
 from actvar_cli.weights.converted import alone, convert, find, folder_of
-from actvar_cli.weights.download import Remote, arrived, ask, cached, check_repo, download, existing, hub, refuse_other
-from actvar_cli.weights.files import file_digest, is_safetensors
+from actvar_cli.weights.download import Remote, arrived, ask, cached, check_repo, download, hub, refuse_other
+from actvar_cli.weights.files import existing, file_digest, is_safetensors
 from actvar_cli.weights.shards import INDEX_SUFFIX
 from actvar_cli.weights.zoo import ASSETS, KNOWN, REVISION, HubFile, entry_of, what_is_old
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -112,6 +112,30 @@ def new_folder(path: str | Path, *, replaceable: Collection[str], force: bool = 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def existing(place: Path) -> Path:
+    """The folder that ``place`` will be made in, or itself."""
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def refuse_full_disk(what: str, needs: Mapping[Path, int], remedy: str) -> None:
+    """Raise ActvarError where a disk has less room than ``what`` needs in the folders on it; ``needs`` in bytes."""
+    disks: dict[int, tuple[Path, int]] = {}
+    for place, size in needs.items():
+        there = existing(place)
+        disk = there.stat().st_dev
+        disks[disk] = (disks.get(disk, (there,))[0], disks.get(disk, (there, 0))[1] + size)
+    for place, size in disks.values():
+        free = shutil.disk_usage(place).free
+        if size > free:
+            raise ActvarError(
+                f"the disk is too full: {what} takes {size / 1e9:.2f} GB, "
+                f"{free / 1e9:.2f} GB are free in {place}: {remedy}"
+            )
 
 
 def refuse_folder(path: Path, replaceable: Collection[str], force: bool) -> None:
