@@ -38,14 +38,12 @@ def test_records_are_what_the_blocks_read_and_put_out() -> None:
     assert recorder.scales.bincount().tolist()[2] > recorder.scales.bincount().tolist()[0]
 
 
-@pytest.mark.parametrize(
-    ("processor", "large", "low"), [("AVX512", 8, True), ("AVX2", 8, False), ("AVX512", 256, False)]
-)
+@pytest.mark.parametrize(("fast", "large", "low"), [(True, 8, True), (False, 8, False), (True, 256, False)])
 def test_a_large_model_samples_for_its_routers_in_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, processor: str, large: int, low: bool
+    monkeypatch: pytest.MonkeyPatch, fast: bool, large: int, low: bool
 ) -> None:
     monkeypatch.setattr(recording, "affordable_images", lambda *_: large)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    monkeypatch.setattr(recording, "fast_bf16", lambda _: fast)
     types: list[torch.dtype] = []
     extend = KVCache.extend
 

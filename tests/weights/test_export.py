@@ -45,9 +45,7 @@ def test_a_disk_without_room_is_found_out_before(tmp_path: Path, monkeypatch: py
     model = tiny_model()
     needed = sum(plan(model).values())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(
-        ActvarError, match=r"the disk is too full: exporting tiny takes .* make room, or"
-    ):
+    with pytest.raises(ActvarError, match=r"the disk is too full: exporting tiny takes .* make room, or"):
         export(model, tmp_path / "out")
     assert names(tmp_path) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))

@@ -17,6 +17,12 @@ from actvar_cli.progress import Progress
 TOLERANCE = 0.002
 """How near to its budget a measured cost must be for its threshold to be taken."""
 
+IMAGES = 24
+"""Images that a measurement of the cost samples, where they do not take long."""
+
+TRIALS = 10
+"""Measurements that finding the threshold of one budget may take."""
+
 Cost = Callable[[float], float]
 """The cost at a threshold."""
 
@@ -120,19 +126,19 @@ def calibrate_dials(
     seed: int,
     progress: Progress,
     guess: Cost | None = None,
-    images: int = 24,
-    most: int = 10,
+    images: int = IMAGES,
+    ends_only: bool = False,
 ) -> tuple[Dial, ...]:
     """Find, for each budget that can be reached, the threshold at which real sampling costs just that.
 
-    Every trial samples ``images`` images. A budget takes at most ``most`` of them; with ``most=0``, all budgets
-    together take two, and what lies between is interpolated. ``span`` brackets the thresholds, ``guess`` tells the
-    cost before anything was measured.
+    Every trial samples ``images`` images. A budget takes at most `TRIALS` of them; with ``ends_only``, the lowest and
+    the highest take one each, and what lies between is interpolated. ``span`` brackets the thresholds, ``guess`` tells
+    the cost before anything was measured.
     """
     curve = CostCurve(lambda t: measured_cost(model, t, images=images, seed=seed), span, guess)
     dials: list[Dial] = []
     with progress.task("calibrating budgets", len(budgets)) as task:
-        if not most:
+        if ends_only:
             for budget in (min(budgets), max(budgets)):
                 if curve.reaches(budget):
                     curve.cost(curve.solve(budget))
@@ -141,11 +147,11 @@ def calibrate_dials(
                 task.advance(note=f"{budget:g} out of reach")
                 continue
             threshold = curve.solve(budget)
-            for _ in range(most):
-                if abs(curve.cost(threshold) - budget) < TOLERANCE:
-                    break
-                threshold = curve.solve(budget)
-            if most:
+            if not ends_only:
+                for _ in range(TRIALS):
+                    if abs(curve.cost(threshold) - budget) < TOLERANCE:
+                        break
+                    threshold = curve.solve(budget)
                 threshold = min(curve.seen, key=lambda t: abs(curve.seen[t] - budget))
             dials.append(Dial(budget=budget, threshold=threshold, cost=curve.at(threshold)))
             task.advance(note=f"{budget:g}")

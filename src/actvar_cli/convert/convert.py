@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import calibrate_dials, predicted_cost
+from actvar_cli.convert.calibration import IMAGES, calibrate_dials, predicted_cost
 from actvar_cli.convert.grouping import group_neurons
-from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples, quick_sampling
+from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples, quick_calibration
 from actvar_cli.convert.regression import fit_perceptron, log_ratio
 from actvar_cli.convert.settings import TOKENS, ConvertSettings, affordable_images
 from actvar_cli.errors import ActvarError, InputError
@@ -83,8 +83,9 @@ def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator
     energies = h.new_empty(len(h), ffn.num_experts)
     for expert, mean in enumerate(ffn.expert_mean):
         hidden = ffn.hidden_of(expert, h)
-        # The second layer is linear: the mean output follows from the mean of what it reads.
-        mean.copy_(ffn.output_of(expert, hidden.mean(0)))
+        with torch.autocast(h.device.type, enabled=False):
+            # The second layer is linear: the mean output follows from the mean of what it reads.
+            mean.copy_(ffn.output_of(expert, hidden.mean(0, dtype=h.dtype)))
         for part in parts:
             deviation = ffn.output_of(expert, hidden[part], -mean) * record.gain[part]
             energies[part, expert] = deviation.square().sum(1)
@@ -142,7 +143,7 @@ def convert(
     arch = teacher.config.transformer
     images = settings.images_for(teacher.config)
     recorder = Recorder(teacher, min(max(1, TOKENS // images), teacher.config.tokenizer.num_tokens), generator)
-    with quick_sampling(teacher):
+    with quick_calibration(teacher):
         samples = draw_samples(teacher, images, seed=seed, progress=progress, recorder=recorder)
     checked = max(1, min(8, images // 16))
     before = reference_logits(teacher, samples, checked)
@@ -161,9 +162,10 @@ def convert(
         for block, record in zip(student.transformer.stack, recorder.records(), strict=True):
             weight = block.ffn.fc1.weight.detach().cpu()
             permute_experts(block, group_neurons(weight, settings.experts, settings.method, generator))
-            fit, scored = calibrate_router(block, record, generator)
+            with quick_calibration(teacher):
+                fit, scored = calibrate_router(block, record, generator)
             fits.append(fit)
-            scores.append(scored)
+            scores.append(scored.float())
             return_memory()
             task.advance(note=f"R2 {fit:.2f}")
     difference = float((before - reference_logits(student, samples, checked)).abs().max())
@@ -171,7 +173,7 @@ def convert(
         raise ActvarError(f"with all experts on, a logit differs by {difference:.2e}, more than {TOLERANCE:g}")
     del before
     return_memory()
-    few = affordable_images(student.config, 24)
+    few = affordable_images(student.config, IMAGES)
     dials = calibrate_dials(
         student,
         BUDGETS,
@@ -179,8 +181,8 @@ def convert(
         seed=seed,
         progress=progress,
         guess=predicted_cost(student.config, scores, recorder.scales),
-        images=few // 4 if few < 24 else few,
-        most=0 if few < 24 else 10,
+        images=few if few == IMAGES else few // 4,
+        ends_only=few < IMAGES,
     )
     student.config = student.transformer.config = student.config.model_copy(update={"dials": dials})
     if any(d.budget == DEFAULT_BUDGET for d in dials):

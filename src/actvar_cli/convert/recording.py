@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from actvar_cli.convert.settings import MOST, affordable_images
 from actvar_cli.model.block import Block, Decisions, Record, Sampling, TeacherForced
 from actvar_cli.model.config import ModelConfig
-from actvar_cli.model.device import return_memory
+from actvar_cli.model.device import fast_bf16, return_memory
 from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
 from actvar_cli.progress import Progress
 
@@ -52,15 +52,16 @@ def sampling_batch(config: ModelConfig) -> int:
     return min(32, max(1, CACHE_BYTES // per_image))
 
 
-def quick_sampling(model: ActVAR) -> torch.autocast:
-    """Inside, a large model samples in bfloat16 where that is quicker: on a CPU with AVX-512.
+def quick_calibration(model: ActVAR) -> torch.autocast:
+    """Inside, a large model computes in bfloat16, where that is quicker.
 
-    For calibration only: routers are fitted to far coarser figures than what is rounded off.
+    Not for what is kept: routers are fitted to far coarser figures than what is rounded off.
     """
     large = affordable_images(model.config, MOST) < MOST
-    quick = model.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
     # Not cached: all weights in bfloat16 would take half the model's memory again.
-    return torch.autocast("cpu", torch.bfloat16, enabled=large and quick, cache_enabled=False)
+    return torch.autocast(
+        model.device.type, torch.bfloat16, enabled=large and fast_bf16(model.device), cache_enabled=False
+    )
 
 
 @contextmanager

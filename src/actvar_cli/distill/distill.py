@@ -27,6 +27,7 @@ from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
 from actvar_cli.errors import ActvarError, InputError
+from actvar_cli.model.device import fast_bf16
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, guidance_by_position, guide, paired_rows
 from actvar_cli.progress import Progress
 
@@ -55,17 +56,6 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
         raise InputError("teacher and student have different architectures")
     if not student.config.dials:
         raise InputError(f"the student {student.config.name} has no calibrated budgets: convert it again")
-
-
-def fast_bf16() -> bool:
-    """Whether bf16 matrix products are faster than float32 ones here."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability not in ("AVX512", "AVX512_BF16", "AMX"):
-        return False
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and "avx512_bf16" in flags.read_text()
 
 
 @torch.no_grad()
@@ -140,7 +130,7 @@ def run_stage(
 ) -> None:
     """Train ``student`` in place for ``steps`` optimiser steps at ``threshold``; excess over ``budget`` is punished."""
     precision = settings.precision
-    mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16()) else "no"
+    mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16(student.device)) else "no"
     accelerator = Accelerator(mixed_precision=mixed, cpu=student.device.type == "cpu")
     cost_model = CostModel(student.config, student.device)
     weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
