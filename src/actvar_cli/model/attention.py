@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
+from actvar_cli.model.products import Linear, linear
 
 SHORT = 256
 """Sequences up to this length are attended with plain products where gradients are needed on a CPU."""
@@ -43,7 +44,7 @@ class SelfAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.register_buffer("zero_k_bias", torch.zeros(dim), persistent=False)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def _gain(self) -> Tensor:
         """What the normalised queries of every head are multiplied by, (H, 1)."""
@@ -52,7 +53,7 @@ class SelfAttention(nn.Module):
     def _qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (R, H, l, d) each, of ``h`` (R, l, C)."""
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
+        qkv = linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.unbind(2)
         if self.l2_norm:
             # In float32 whatever the weights are: the lengths of 64 numbers would lose what their directions keep.
@@ -81,13 +82,13 @@ class SelfAttention(nn.Module):
     def _kept(self, h: Tensor, cache: KVCache, keep: Tensor) -> Tensor:
         dim = h.shape[-1]
         weight = self.mat_qkv.weight
-        kv = F.linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias)))
+        kv = linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias)))
         k, v = kv.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
         if self.l2_norm:
             k = F.normalize(k.float(), dim=-1)
         keys, values = cache.extend(self.index, k.transpose(1, 2), v.transpose(1, 2))
         kept = keep.flatten().nonzero().squeeze(1)
-        q = F.linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias).unflatten(
+        q = linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias).unflatten(
             -1, (self.num_heads, self.head_dim)
         )
         if self.l2_norm:

@@ -9,10 +9,10 @@ Source: MoEfication (arXiv 2110.01786) for the split; ActVAR (arXiv 2511.12893) 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.config import ExpertsConfig, TransformerConfig
+from actvar_cli.model.products import Linear, linear
 
 
 class FFN(nn.Module):
@@ -20,12 +20,12 @@ class FFN(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, config.hidden_dim)
-        self.fc2 = nn.Linear(config.hidden_dim, config.embed_dim)
+        self.fc1 = Linear(config.embed_dim, config.hidden_dim)
+        self.fc2 = Linear(config.hidden_dim, config.embed_dim)
 
     def hidden(self, x: Tensor) -> Tensor:
         """What the second layer reads, (…, hidden), in the type of the weights."""
-        return F.gelu(self.fc1(x.to(self.fc1.weight.dtype)), approximate="tanh")
+        return self.fc1(x.to(self.fc1.weight.dtype), gelu=True)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to (…, C), in the type of the weights."""
@@ -91,8 +91,8 @@ class ExpertFFN(FFN):
     def hidden_of(self, expert: int, x: Tensor) -> Tensor:
         """One expert's neurons, (…, hidden / E), for ``x`` (…, C)."""
         part = self._part(expert)
-        return F.gelu(F.linear(x, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
+        return linear(x, self.fc1.weight[part], self.fc1.bias[part], gelu=True)
 
     def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         """What one expert makes of its neurons ``hidden`` (…, hidden / E), plus ``bias`` (C,): (…, C)."""
-        return F.linear(hidden, self.fc2.weight[:, self._part(expert)], None if bias is None else bias.to(hidden.dtype))
+        return linear(hidden, self.fc2.weight[:, self._part(expert)], None if bias is None else bias.to(hidden.dtype))

@@ -7,8 +7,9 @@ threshold serves the whole model. An expert is on where its score exceeds that t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from actvar_cli.model.products import Linear
 
 
 class Router(nn.Module):
@@ -16,12 +17,12 @@ class Router(nn.Module):
 
     def __init__(self, dim: int, hidden: int, num_experts: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, num_experts)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, num_experts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of the FFN's input ``x``, after AdaLN."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.fc2(self.fc1(x, gelu=True))  # type: ignore[no-any-return]
 
 
 def straight_through(scores: Tensor, threshold: float | Tensor, temperature: float) -> Tensor:

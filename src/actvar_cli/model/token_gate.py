@@ -5,8 +5,9 @@ Source: ActVAR (arXiv 2511.12893); the reconstruction is ours (docs/method.md).
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from actvar_cli.model.products import Linear
 
 
 class TokenGate(nn.Module):
@@ -14,12 +15,12 @@ class TokenGate(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, 1)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, 1)
 
     def forward(self, h: Tensor) -> Tensor:
         """Scores (…) of the block's input ``h`` (…, C), after AdaLN."""
-        return self.fc2(F.gelu(self.fc1(h), approximate="tanh")).squeeze(-1)  # type: ignore[no-any-return]
+        return self.fc2(self.fc1(h, gelu=True)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class Reconstruction(nn.Module):
@@ -27,8 +28,8 @@ class Reconstruction(nn.Module):
 
     def __init__(self, dim: int, rank: int) -> None:
         super().__init__()
-        self.down = nn.Linear(dim, rank, bias=False)
-        self.up = nn.Linear(rank, dim)
+        self.down = Linear(dim, rank, bias=False)
+        self.up = Linear(rank, dim)
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (…, C) to the update (…, C) that stands in for the block's."""

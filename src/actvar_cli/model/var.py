@@ -13,6 +13,7 @@ from actvar_cli.model.block import Block, Sampling, TeacherForced
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.products import Linear
 
 
 class HeadNorm(nn.Module):
@@ -67,7 +68,7 @@ class VAR(nn.Module):
             self.shared_ada_lin = SharedAdaLin(dim)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(arch.depth))
         self.head_nm = HeadNorm(dim, arch.norm_eps)
-        self.head = nn.Linear(dim, tok.vocab_size)
+        self.head = Linear(dim, tok.vocab_size)
         self.derive_buffers()
 
     def derive_buffers(self) -> None:

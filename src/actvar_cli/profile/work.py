@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from actvar_cli.errors import ActvarError
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.products import ONEDNN
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, sample
 
 TOLERANCE = 0.005
@@ -82,8 +83,15 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
     return sdpa_flop_count(query, key, value)
 
 
-CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-"""torch's flop_counter has the fused attention of GPUs only; its formula takes shapes."""
+def _linear_flops(x: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+    return 2 * prod(x) * weight[0]
+
+
+FORMULAS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if ONEDNN else {}),
+}
+"""FLOPs by shapes of what runs on a CPU: torch's flop_counter has formulas for the fused attention of GPUs only."""
 
 
 def no_macs(inputs: list[Any], outputs: list[Any]) -> float:
@@ -214,7 +222,7 @@ def count_work(model: ActVAR, labels: Tensor, seed: int) -> Work:
         analysis.set_op_handle(f"aten::{name}", no_macs)
     # fvcore samples once, when it is first asked. Not at the same time: under a trace, torch misses convolutions.
     by_module = {name: float(macs) for name, macs in analysis.by_module().items()}
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as executed:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as executed:
         watched(labels.to(model.device))
     for name in analysis.unsupported_ops():
         if _LOOKS_LIKE_A_PRODUCT.search(name) and name not in _LOOKS_BUT_IS_NOT:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from actvar_cli.model import products
+from actvar_cli.model.products import Linear, linear
+
+
+@pytest.mark.parametrize("rows", [(0,), (1,), (3, 5), (700,)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("sliced", [False, True])
+def test_every_way_gives_the_same(
+    rows: tuple[int, ...], dtype: torch.dtype, close: float, gelu: bool, sliced: bool
+) -> None:
+    torch.manual_seed(0)
+    x, bias = torch.randn(*rows, 24, dtype=dtype), torch.randn(16, dtype=dtype)
+    weight = torch.randn(16, 48, dtype=dtype)[:, 8:32] if sliced else torch.randn(16, 24, dtype=dtype)
+    plain = F.linear(x, weight, bias)
+    expected = F.gelu(plain, approximate="tanh") if gelu else plain
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight, bias, gelu=gelu), expected, atol=close, rtol=close)
+
+
+def test_gradients_flow() -> None:
+    layer = Linear(8, 4)
+    layer(torch.randn(3, 8), gelu=True).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+def test_autocast_is_heeded() -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert Linear(8, 4)(torch.randn(3, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not products.ONEDNN, reason="torch was built without oneDNN")
+def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the plain way was taken")
+
+    layer, x = Linear(8, 4), torch.randn(3, 8)
+    monkeypatch.setattr(F, "linear", never)
+    with torch.no_grad():
+        layer(x, gelu=True)
+    with pytest.raises(AssertionError, match="the plain way"):
+        layer(x)
