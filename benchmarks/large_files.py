@@ -30,8 +30,8 @@ from actvar_cli.weights.checkpoint import read_checkpoint
 RESULT = Path(__file__).parent / "results/large_files.json"
 
 
-def measured(arguments: list[str], limit: float, stdout: IO[str] | None = None) -> dict[str, Any]:
-    """Run ``actvar`` with ``arguments``; its seconds and peak resident memory, in bytes."""
+def measured(arguments: list[str], limit: float | None, stdout: IO[str] | None = None) -> dict[str, Any]:
+    """Run ``actvar`` with ``arguments``; its seconds and peak resident memory, in bytes, which ``limit`` may bound."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "actvar_cli", *arguments], stdout=stdout)
     _, status, usage = os.wait4(process.pid, 0)
@@ -39,8 +39,10 @@ def measured(arguments: list[str], limit: float, stdout: IO[str] | None = None) 
     if status:
         raise SystemExit(f"actvar {' '.join(arguments)} failed")
     peak = usage.ru_maxrss * 1024
-    print(f"{arguments[0]}: {seconds:.1f} s, {peak / 1e9:.2f} GB of {limit / 1e9:.2f} GB", flush=True)
-    return {"seconds": round(seconds, 1), "peak_bytes": peak, "limit_bytes": round(limit), "within": peak <= limit}
+    bound = {"limit_bytes": round(limit), "within": peak <= limit} if limit else {}
+    allowed = f" of {limit / 1e9:.2f} GB" if limit else ""
+    print(f"{arguments[0]}: {seconds:.1f} s, {peak / 1e9:.2f} GB{allowed}", flush=True)
+    return {"seconds": round(seconds, 1), "peak_bytes": peak, **bound}
 
 
 def identical(first: Path, second: Path) -> int:
@@ -53,11 +55,11 @@ def identical(first: Path, second: Path) -> int:
     return len(one)
 
 
-def profiled(checkpoint: Path, folder: Path, limit: float) -> dict[str, Any]:
+def profiled(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """What `measured` says of ``actvar profile``, and the FLOPs that it found."""
     output = folder / "profile.json"
     with output.open("w") as stream:
-        result = measured(["profile", str(checkpoint), "--json"], limit, stream)
+        result = measured(["profile", str(checkpoint), "--json"], None, stream)
     found = json.loads(output.read_text())
     return result | {
         "batch": found["batch"],
@@ -97,7 +99,7 @@ def main() -> None:
             for path in folder.glob("back*"):
                 path.unlink()
         if args.profile:
-            result["profile"] = profiled(args.checkpoint, folder, limit)
+            result["profile"] = profiled(args.checkpoint, folder)
         result["export --format actvar"] = measured(["export", str(model), "-o", str(folder / "out")], limit)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     RESULT.write_text(json.dumps({**results, args.checkpoint.name: result}, indent=2) + "\n")

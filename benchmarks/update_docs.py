@@ -124,9 +124,10 @@ def large_files() -> str:
         for what, m in r.items():
             if not isinstance(m, dict):
                 continue
-            peak = f"{m['peak_bytes'] / 1e9:.2f} of {m['limit_bytes'] / 1e9:.2f} GB"
-            rows.append((f"`{name}`, {r['bytes'] / 1e9:.2f} GB", f"`{what}`", f"{m['seconds']:.0f} s", peak))
-    return markdown(("checkpoint", "command", "time", "peak memory"), rows)
+            allowed = f"{m['limit_bytes'] / 1e9:.2f} GB" if "limit_bytes" in m else ""
+            checkpoint, peak = f"`{name}`, {r['bytes'] / 1e9:.2f} GB", f"{m['peak_bytes'] / 1e9:.2f} GB"
+            rows.append((checkpoint, f"`{what}`", f"{m['seconds']:.0f} s", peak, allowed))
+    return markdown(("checkpoint", "command", "time", "peak memory", "allowed"), rows)
 
 
 def profiles() -> str:
