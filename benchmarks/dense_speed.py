@@ -22,9 +22,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from random_checkpoint import published_config
 from torch import Tensor, nn
 
-from actvar_cli.model.config import ModelConfig, TokenizerConfig, TransformerConfig
 from actvar_cli.model.device import device_name
 from actvar_cli.model.precision import DTYPES, set_dtype
 from actvar_cli.model.sampling import ActVAR, balanced_labels
@@ -116,9 +116,9 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
 
 def ours_of(published: Published, depth: int, dtype: str) -> ActVAR:
     """The same weights in our model."""
-    arch = TransformerConfig(depth=depth, embed_dim=64 * depth, num_heads=depth)
-    config = ModelConfig(name=f"random-d{depth}", tokenizer=TokenizerConfig(), transformer=arch)
-    model = build(config, published.var.state_dict(), published.tokenizer.state_dict(), "the published model")
+    model = build(
+        published_config(depth), published.var.state_dict(), published.tokenizer.state_dict(), "the published model"
+    )
     return set_dtype(model, dtype)
 
 

@@ -18,8 +18,7 @@ from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 from actvar_cli.weights.published import published_state
-
-TOKENIZER = "vae_ch160v4096z32.pth"
+from actvar_cli.weights.zoo import VAE
 
 PATCH_NUMS = {36: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)}
 """Of the published models that do not have the default ones."""
@@ -35,7 +34,7 @@ def published_config(depth: int) -> ModelConfig:
 
 def write(folder: Path, depth: int, *, seed: int = 0) -> Path:
     """Write the two files where they are not there yet, and return the transformer's."""
-    path, tokenizer = folder / f"var_d{depth}.pth", folder / TOKENIZER
+    path, tokenizer = folder / f"var_d{depth}.pth", folder / VAE.file
     folder.mkdir(parents=True, exist_ok=True)
     config = published_config(depth)
     if not path.exists() or not tokenizer.exists():

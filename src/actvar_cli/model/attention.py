@@ -88,7 +88,7 @@ class SelfAttention(nn.Module):
             k = F.normalize(k.float(), dim=-1)
         keys, values = cache.extend(self.index, k.transpose(1, 2), v.transpose(1, 2))
         kept = keep.flatten().nonzero().squeeze(1)
-        q = linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias).unflatten(
+        q = F.linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias).unflatten(
             -1, (self.num_heads, self.head_dim)
         )
         if self.l2_norm:

@@ -9,10 +9,11 @@ Source: MoEfication (arXiv 2110.01786) for the split; ActVAR (arXiv 2511.12893) 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.config import ExpertsConfig, TransformerConfig
-from actvar_cli.model.products import Linear, linear
+from actvar_cli.model.products import Linear
 
 
 class FFN(nn.Module):
@@ -91,8 +92,9 @@ class ExpertFFN(FFN):
     def hidden_of(self, expert: int, x: Tensor) -> Tensor:
         """One expert's neurons, (…, hidden / E), for ``x`` (…, C)."""
         part = self._part(expert)
-        return linear(x, self.fc1.weight[part], self.fc1.bias[part], gelu=True)
+        # Plain products: the number of rows differs from call to call, and oneDNN would prepare, and keep, a way for each.
+        return F.gelu(F.linear(x, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
 
     def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         """What one expert makes of its neurons ``hidden`` (…, hidden / E), plus ``bias`` (C,): (…, C)."""
-        return linear(hidden, self.fc2.weight[:, self._part(expert)], None if bias is None else bias.to(hidden.dtype))
+        return F.linear(hidden, self.fc2.weight[:, self._part(expert)], None if bias is None else bias.to(hidden.dtype))

@@ -13,7 +13,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     """``x`` (…, C) times ``weight`` (D, C) transposed, plus ``bias`` (D,), then GELU (tanh) with ``gelu``: (…, D).
 
     Without gradients on a CPU it is done by oneDNN, which does the GELU on the way; torch's own choice there, a BLAS,
-    takes up to twice as long for the few rows of an early scale.
+    takes up to twice as long for the few rows of an early scale. For numbers of rows that come again: oneDNN prepares a
+    way for each, and keeps it.
     """
     if _by_onednn(x, weight):
         after: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")

@@ -200,16 +200,14 @@ def _work(number: Numbering, p: Profile | None) -> str:
     ]
     rows.append(_part_row("transformer", p.parameters["total"], [m.transformer_flops for m in modes]))
     rows.append(_part_row("tokenizer decoding", p.tokenizer_parameters, [m.tokenizer_flops for m in modes]))
-    differences, by_torch = (
-        " and ".join(f"{100 * value:+.3f} %" for value in values)
-        for values in ([m.difference for m in modes], [m.difference_torch for m in modes])
-    )
+    fvcore = " and ".join(f"{100 * m.difference:+.3f} %" for m in modes)
+    by_torch = " and ".join(f"{100 * m.difference_torch:+.3f} %" for m in modes)
     parts.append(
         number.table(
             header,
             rows,
             f"Parameters and FLOPs per image by part, counted on {p.batch} images. fvcore's count of the same sampling "
-            f"differs from the model's own by {differences}, that of torch's flop_counter by {by_torch}. "
+            f"differs from the model's own by {fvcore}, that of torch's flop_counter by {by_torch}. "
             "The tokenizer's parameters include its encoder.",
         )
     )

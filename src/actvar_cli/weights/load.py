@@ -29,7 +29,7 @@ from actvar_cli.weights.fetch import fetch, fetch_tokenizer, hub_file
 from actvar_cli.weights.hub_model import hub_model, sibling
 from actvar_cli.weights.infer import infer_patch_nums, infer_tokenizer, infer_transformer
 from actvar_cli.weights.shards import INDEX, is_index
-from actvar_cli.weights.zoo import KNOWN, HubFile, of_shape
+from actvar_cli.weights.zoo import KNOWN, VAE, HubFile, of_shape
 
 DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 """Buffers of published state dicts that follow from the architecture."""
@@ -37,7 +37,7 @@ DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 
 def tokenizer_files(path: Path) -> tuple[str, ...]:
     """Where the tokenizer of a plain state dict is looked for, beside it; the first that is there counts."""
-    return tokenizer_beside(path).name, TOKENIZER, "vae_ch160v4096z32.pth"
+    return tokenizer_beside(path).name, TOKENIZER, VAE.file
 
 
 @dataclass(frozen=True)

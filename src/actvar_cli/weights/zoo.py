@@ -56,18 +56,19 @@ class ZooEntry:
         return isinstance(self.transformer, str)
 
 
-_VAE = HubFile(
+VAE = HubFile(
     "FoundationVision/var",
     "vae_ch160v4096z32.pth",
     436_075_834,
     "7c3ec27ae28a3f87055e83211ea8cc8558bd1985d7b51742d074fb4c2fcf186c",
     PINNED,
 )
+"""The tokenizer of every published model."""
 
 
 def _published(depth: int, side: int, size: int, sha256: str, fid: float, superseded: tuple[str, ...] = ()) -> ZooEntry:
     file = HubFile("FoundationVision/var", f"var_d{depth}.pth", size, sha256, PINNED, superseded)
-    return ZooEntry(f"var-d{depth}", f"VAR of depth {depth}, ImageNet {side} px", file, _VAE, fid, depth=depth)
+    return ZooEntry(f"var-d{depth}", f"VAR of depth {depth}, ImageNet {side} px", file, VAE, fid, depth=depth)
 
 
 KNOWN: dict[str, ZooEntry] = {
