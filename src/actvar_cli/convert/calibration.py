@@ -35,7 +35,7 @@ def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int) ->
     labels = balanced_labels(images, model.config.transformer.num_classes)
     try:
         with returning_memory(model):
-            for i, part in enumerate(labels.split(sampling_batch(model.config))):
+            for i, part in enumerate(labels.split(sampling_batch(model))):
                 model.sample_tokens(part, seed=seed + i, counter=counter)
     finally:
         model.threshold = before

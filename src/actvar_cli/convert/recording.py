@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from actvar_cli.convert.settings import MOST, affordable_images
 from actvar_cli.model.block import Block, Decisions, Record, Sampling, TeacherForced
-from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.device import fast_bf16, return_memory
 from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
 from actvar_cli.progress import Progress
 
-CACHE_BYTES = 3 * 2**27
+CACHE_BYTES = 3 * 2**26
 """Room for the keys and values of images that are sampled together while calibrating; one image may take more."""
 
 
@@ -46,9 +45,10 @@ class FFNRecord:
     energy: Tensor
 
 
-def sampling_batch(config: ModelConfig) -> int:
+def sampling_batch(model: ActVAR) -> int:
     """How many images to sample at once so that their keys and values stay within `CACHE_BYTES`; 32 at most."""
-    per_image = 2 * 2 * 4 * config.transformer.depth * config.tokenizer.num_tokens * config.transformer.embed_dim
+    arch, length = model.config.transformer, model.config.tokenizer.num_tokens
+    per_image = 2 * 2 * arch.depth * length * arch.embed_dim * model.transformer.cache_dtype.itemsize
     return min(32, max(1, CACHE_BYTES // per_image))
 
 
@@ -161,7 +161,7 @@ def draw_samples(
         returning_memory(teacher),
         recorder.watching() if recorder else ExitStack(),
     ):
-        for i, part in enumerate(labels.split(sampling_batch(teacher.config))):
+        for i, part in enumerate(labels.split(sampling_batch(teacher))):
             if recorder:
                 recorder.begin(len(part))
             tokens.append(teacher.sample_tokens(part, seed=seed + i))

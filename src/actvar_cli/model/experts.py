@@ -92,7 +92,7 @@ class ExpertFFN(FFN):
     def hidden_of(self, expert: int, x: Tensor) -> Tensor:
         """One expert's neurons, (…, hidden / E), for ``x`` (…, C)."""
         part = self._part(expert)
-        # Plain products: the number of rows differs from call to call, and oneDNN would prepare, and keep, a way for each.
+        # Plain products: the number of rows differs from call to call, and oneDNN would keep a way for every number.
         return F.gelu(F.linear(x, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
 
     def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -89,8 +89,14 @@ class VAR(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the blocks' weights, keys and values."""
+        """The type of the blocks' weights."""
         return self.stack[0].attn.mat_qkv.weight.dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The type of keys and values: that of the blocks' products, here and now."""
+        device = self.pos_start.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
 
     def gated_positions(self) -> Tensor:
         """Which positions (L,) of the sequence belong to a scale with a token gate."""
@@ -148,12 +154,10 @@ class VAR(nn.Module):
         return self.logits(x, cond)
 
     def new_cache(self, rows: int) -> KVCache:
-        """An empty cache for ``rows`` sequences, in the type of the blocks' products."""
-        arch, device = self.config.transformer, self.pos_start.device
-        mixed = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if mixed else self.dtype
+        """An empty cache for ``rows`` sequences."""
+        arch = self.config.transformer
         shape = (arch.depth, rows, arch.num_heads, self.config.tokenizer.num_tokens, arch.head_dim)
-        return KVCache(torch.empty((2, *shape), dtype=dtype, device=device))
+        return KVCache(torch.empty((2, *shape), dtype=self.cache_dtype, device=self.pos_start.device))
 
     def scale_logits(
         self,
