@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from actvar_cli.model.sampling import guidance_at, guidance_by_position, guide
+from actvar_cli.model.guidance import guidance_at, guidance_by_position, guide
 from tests.tiny import tiny_model
 
 
@@ -18,7 +18,7 @@ def test_guidance_moves_away_from_what_no_class_would_give() -> None:
 def test_guidance_rises_from_nothing_to_its_full_strength() -> None:
     model = tiny_model()
     patch_nums = model.config.tokenizer.patch_nums
-    strengths = guidance_by_position(model, 1.5)
+    strengths = guidance_by_position(model.config, 1.5)
     assert strengths.shape == (model.config.tokenizer.num_tokens, 1)
     assert float(strengths[0]) == 0
     assert float(strengths[-1]) == 1.5

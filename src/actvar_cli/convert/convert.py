@@ -19,8 +19,8 @@ from actvar_cli.model.block import Block
 from actvar_cli.model.config import ExpertsConfig
 from actvar_cli.model.device import return_memory
 from actvar_cli.model.experts import ExpertFFN
+from actvar_cli.model.extend import extended
 from actvar_cli.model.sampling import ActVAR, paired_rows
-from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
 TOLERANCE = 1e-4
@@ -105,18 +105,7 @@ def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
 def with_experts(teacher: ActVAR, experts: ExpertsConfig) -> ActVAR:
     """A model with the weights of ``teacher``, which it shares, and room for what ``experts`` needs."""
     config = teacher.config.model_copy(update={"experts": experts, "default_budget": DEFAULT_BUDGET})
-    with torch.device("meta"):
-        transformer = VAR(config)
-    weights = teacher.transformer.state_dict()
-    # A number for every new parameter, all of which are set later.
-    fresh = {
-        key: torch.zeros(tensor.shape, dtype=tensor.dtype, device=teacher.device)
-        for key, tensor in transformer.state_dict().items()
-        if key not in weights
-    }
-    transformer.load_state_dict({**weights, **fresh}, assign=True)
-    transformer.derive_buffers()
-    return ActVAR(config, transformer.to(teacher.device), teacher.tokenizer).eval()
+    return extended(teacher, config)
 
 
 @torch.no_grad()

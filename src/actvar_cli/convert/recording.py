@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from actvar_cli.convert.settings import MOST, affordable_images
 from actvar_cli.model.block import Block, Decisions, Record, Sampling, TeacherForced
 from actvar_cli.model.device import fast_bf16, return_memory
-from actvar_cli.model.sampling import ActVAR, balanced_labels, paired_rows
+from actvar_cli.model.sampling import ActVAR, balanced_labels, rows_of
 from actvar_cli.progress import Progress
 
 CACHE_BYTES = 3 * 2**26
@@ -172,8 +172,8 @@ def draw_samples(
 
 @torch.no_grad()
 def decisions_at(model: ActVAR, samples: TeacherSamples, threshold: float, images: int) -> list[Decisions]:
-    """What every block decides at ``threshold``, teacher-forced on both rows of the first ``images`` samples."""
-    rows, var_input = paired_rows(model, samples.labels[:images], samples.tokens[:images])
+    """What every block decides at ``threshold``, teacher-forced on the first ``images`` samples."""
+    rows, var_input = rows_of(model, samples.labels[:images], samples.tokens[:images])
     context = model.transformer.teacher_forced(threshold)
     model.transformer(rows, var_input, context)
     return context.decisions
@@ -193,14 +193,14 @@ def record_blocks(
 ) -> list[Record]:
     """Run teacher-forced over ``samples`` and keep, from every block, ``per_image`` random tokens per image.
 
-    ``positions`` (P,) are the positions of the sequence to choose from. Both rows of CFG take part.
+    ``positions`` (P,) are the positions of the sequence to choose from. All rows that the model computes take part.
     """
     length = model.config.tokenizer.num_tokens
     chunks: list[list[Record]] = []
     with progress.task("recording updates", len(samples)) as task:
         for i in range(0, len(samples), batch):
             labels, tokens = samples.labels[i : i + batch], samples.tokens[i : i + batch]
-            rows, var_input = paired_rows(model, labels, tokens)
+            rows, var_input = rows_of(model, labels, tokens)
             count = per_image * len(labels)
             choice = torch.randint(len(positions), (count,), generator=generator)
             row = torch.randint(len(rows), (count,), generator=generator)

@@ -36,6 +36,13 @@ def read_state(path: Path | None) -> dict[str, Any] | None:
         return json.loads(f.metadata()["state"])  # type: ignore[no-any-return]
 
 
+def load_weights(path: Path, module: nn.Module, prefix: str) -> None:
+    """Put back the weights of the part of the model whose keys begin with ``prefix``."""
+    with safe_open(path, framework="pt") as f:
+        keys = [key for key in f.keys() if key.startswith(f"model.{prefix}")]  # noqa: SIM118 - not a dict
+        module.load_state_dict({key.removeprefix(f"model.{prefix}"): f.get_tensor(key) for key in keys})
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
     """Put weights and Adam moments back."""
     tensors: dict[str, Tensor] = {}

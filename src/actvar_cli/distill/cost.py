@@ -23,12 +23,14 @@ from actvar_cli.model.counters import (
 class CostModel:
     """Turns a batch's decisions into the cost of one image: work as a share of the dense model's.
 
-    The batch holds both rows of CFG for every image, so its mean over rows times two is one image's work.
+    The batch holds all rows of every image, two or with guidance learned one, so its mean over rows times their number
+    is one image's work.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.config = config
         tok = config.tokenizer
+        self.rows = 1 if config.guidance else 2
         sizes = [pn * pn for pn in tok.patch_nums]
         lengths = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         per_token = [(attention_macs(config, 1, 0, length), attention_macs(config, 0, 1, length)) for length in lengths]
@@ -48,7 +50,7 @@ class CostModel:
         self.pair = ffn_macs(config, 1)
         self.router = router_macs(config, 1)
         length = tok.num_tokens
-        self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, 2 * n) for n in sizes)
+        self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, self.rows * n) for n in sizes)
         self.fixed += embed_macs(config, length - sizes[0])
         self.dense = dense_macs(config)
 
@@ -63,4 +65,4 @@ class CostModel:
                 keep = made.keep.float()
                 work = keep * work + (1 - keep) * self.skipped + self.gated
             total = total + work.sum(1).mean()
-        return (2 * total + self.fixed) / self.dense
+        return (self.rows * total + self.fixed) / self.dense

@@ -6,7 +6,6 @@ Source: ActVAR (arXiv 2511.12893) for the two stages; losses and schedules are o
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +17,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from actvar_cli.convert.calibration import calibrate_dials
-from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.convert.recording import TeacherSamples, decisions_at, draw_samples
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
+from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.refit import refit
+from actvar_cli.distill.schedule import learning_rate, mixed_precision
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
 from actvar_cli.errors import ActvarError, InputError
-from actvar_cli.model.device import fast_bf16
-from actvar_cli.model.sampling import ActVAR, SamplingSettings, guidance_by_position, guide, paired_rows
+from actvar_cli.model.guidance import guidance_by_position, guide
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows, rows_of
 from actvar_cli.progress import Progress
 
 CHECKPOINT_EVERY = 20
@@ -61,15 +61,18 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
 @torch.no_grad()
 def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, images: int = 16) -> float:
     """The threshold at which a teacher-forced pass costs ``budget``, by halving the range of the routers' scores."""
-    cost_model = CostModel(student.transformer.config, student.device)
-    rows, var_input = paired_rows(student, samples.labels[:images], samples.tokens[:images])
     low, high = -30.0, 10.0
     for _ in range(12):
         threshold = (low + high) / 2
-        context = student.transformer.teacher_forced(threshold)
-        student.transformer(rows, var_input, context)
-        low, high = (threshold, high) if cost_model(context.decisions) > budget else (low, threshold)
+        cost = forced_cost(student, samples, threshold, images)
+        low, high = (threshold, high) if cost > budget else (low, threshold)
     return (low + high) / 2
+
+
+@torch.no_grad()
+def forced_cost(student: ActVAR, samples: TeacherSamples, threshold: float, images: int) -> float:
+    """The cost of a teacher-forced pass at ``threshold``."""
+    return float(CostModel(student.config, student.device)(decisions_at(student, samples, threshold, images)))
 
 
 def trainable(model: ActVAR) -> dict[str, nn.Parameter]:
@@ -105,17 +108,10 @@ def expert_density(student: ActVAR, samples: TeacherSamples, threshold: float, i
     return float(torch.stack([block.on for block in made if block.on is not None]).mean())
 
 
-def schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear over the first tenth, then a cosine down to nothing."""
-    warm = max(1, steps // 10)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
 def run_stage(
     name: str,
     teacher: ActVAR,
+    guided: ActVAR,
     student: ActVAR,
     samples: TeacherSamples,
     settings: DistillSettings,
@@ -128,13 +124,18 @@ def run_stage(
     checkpoint: Path | None,
     progress: Progress,
 ) -> None:
-    """Train ``student`` in place for ``steps`` optimiser steps at ``threshold``; excess over ``budget`` is punished."""
-    precision = settings.precision
-    mixed = "bf16" if precision == "bf16" or (precision == "auto" and fast_bf16(student.device)) else "no"
-    accelerator = Accelerator(mixed_precision=mixed, cpu=student.device.type == "cpu")
+    """Train ``student`` in place for ``steps`` optimiser steps at ``threshold``; excess over ``budget`` is punished.
+
+    ``guided`` is the teacher with guidance learned, where the student has learned it too; else the teacher.
+    """
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision(settings.precision, student.device), cpu=student.device.type == "cpu"
+    )
     cost_model = CostModel(student.config, student.device)
     weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
-    guidance = guidance_by_position(student, SamplingSettings().cfg)
+    learned = student.config.guidance
+    guidance = guidance_by_position(student.config, learned.cfg if learned else SamplingSettings().cfg)
+    guidance = guidance.to(student.device)
     generator = torch.Generator().manual_seed(seed)
     with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
         names = list(parameters)
@@ -148,21 +149,29 @@ def run_stage(
         for step in range(done, steps):
             generator.manual_seed(seed + step)
             index = torch.randint(len(samples), (settings.batch,), generator=generator).to(student.device)
-            rows, var_input = paired_rows(teacher, samples.labels[index], samples.tokens[index])
+            labels, tokens = samples.labels[index], samples.tokens[index]
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []
             with accelerator.autocast():
                 with torch.no_grad():
-                    target = teacher.transformer(rows, var_input, hidden=teacher_hidden)
-                logits = student.transformer(rows, var_input, context, hidden=student_hidden)
+                    rows, var_input = paired_rows(teacher, labels, tokens)
+                    target = teacher.transformer(rows, var_input, hidden=None if learned else teacher_hidden)
+                    target = guide(target, guidance)
+                    if learned:
+                        # What one row should look like inside, the teacher's two do not tell.
+                        every = guided.transformer.teacher_forced(-torch.inf)
+                        guided.transformer(*rows_of(guided, labels, tokens), every, teacher_hidden)
+                logits = student.transformer(*rows_of(student, labels, tokens), context, student_hidden)
             cost = cost_model(context.decisions)
+            if not learned:
+                logits = guide(logits, guidance)
             # In this direction: the other one teaches a student with less capacity to be less sure than its teacher.
-            kl = kl_divergence(guide(logits, guidance), guide(target, guidance), weights)
+            kl = kl_divergence(logits, target, weights)
             hidden = hidden_error(teacher_hidden, student_hidden, weights)
             excess = cost_excess(cost, budget)
             loss = kl + settings.weights.hidden * hidden + settings.weights.cost * excess
-            optimizer.param_groups[0]["lr"] = settings.lr * schedule(step, steps)
+            optimizer.param_groups[0]["lr"] = settings.lr * learning_rate(step, steps)
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -205,19 +214,31 @@ def distill(
     samples = draw_samples(teacher, settings.images, seed=seed + 1_000_000, progress=progress)
     history: list[dict[str, Any]] = []
     student = copy.deepcopy(student).to(teacher.device)
+    guided = teacher
+    if stages.guidance.steps:
+        guided = learn_guidance(
+            teacher, samples, settings, seed=seed, history=history, checkpoint=checkpoint, progress=progress
+        )
+        assert guided.config.guidance
+        student = with_guidance(student, guided.config.guidance)
+        student.transformer.guidance.load_state_dict(guided.transformer.guidance.state_dict())
+        state = state if state and state["stage"] != "guidance" else None
+    most = forced_cost(student, samples, -torch.inf, 1)
+    if settings.budget >= most:
+        raise InputError(f"a budget of {settings.budget:g} saves nothing: with all experts on, the cost is {most:.3f}")
     # The experts alone stop at a higher cost when token gates are to come; then one threshold weighs both.
-    first = 1 - stages.experts.share * (1 - settings.budget) if stages.tokens.steps else settings.budget
+    first = most - stages.experts.share * (most - settings.budget) if stages.tokens.steps else settings.budget
 
     def stage(name: str, steps: int, budget: float) -> None:
         run_stage(
-            name, teacher, student, samples, settings, steps=steps, budget=budget, threshold=threshold, seed=seed,
-            history=history, checkpoint=checkpoint, progress=progress,
+            name, teacher, guided, student, samples, settings, steps=steps, budget=budget, threshold=threshold,
+            seed=seed, history=history, checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
 
     def refitted(budget: float) -> float:
         """Refit the experts at ``budget``; the scores move with what the blocks see, so the threshold is set anew."""
         found = threshold_for(student, samples, budget)
-        refit(teacher, student, samples, threshold=found, progress=progress)
+        refit(guided, student, samples, threshold=found, progress=progress)
         return threshold_for(student, samples, budget)
 
     if state and state["stage"] == "tokens":
@@ -242,7 +263,7 @@ def distill(
             threshold = refitted(settings.budget)
     if stages.tokens.steps:
         stage("tokens", stages.tokens.steps, settings.budget)
-    budgets = sorted({settings.budget, *(b for b in BUDGETS if b > settings.budget)})
+    budgets = sorted({settings.budget, *settings.budgets})
     dials = calibrate_dials(student, budgets, span=(threshold - 12, threshold + 4), seed=seed, progress=progress)
     if settings.budget not in [d.budget for d in dials]:
         raise ActvarError(f"the student cannot be set to budget {settings.budget:g}; reached: {dials}")

@@ -17,7 +17,8 @@ from torch import Tensor
 from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.losses import hidden_error, scale_weights
 from actvar_cli.model.experts import ExpertFFN
-from actvar_cli.model.sampling import ActVAR, paired_rows
+from actvar_cli.model.guidance import blend
+from actvar_cli.model.sampling import ActVAR, rows_of
 from actvar_cli.progress import Progress
 
 TOKENS = 2**16
@@ -104,13 +105,15 @@ def refit(
 ) -> tuple[float, ...]:
     """Refit the FFNs of ``student`` in place, at the decisions of ``threshold``, to what ``teacher``'s blocks put out.
 
+    Where the student has learned guidance, so has the teacher: both compute the same row.
     Every scale counts the same. Returns every block's error afterwards, as `hidden_error` has it. Tokens that the
     student leaves out count for that, but not for the fit.
     """
-    images = max(1, TOKENS // (2 * student.config.tokenizer.num_tokens))
-    labels, var_input = paired_rows(teacher, samples.labels[:images], samples.tokens[:images])
+    images = max(1, TOKENS // ((1 if student.config.guidance else 2) * student.config.tokenizer.num_tokens))
+    labels, var_input = rows_of(teacher, samples.labels[:images], samples.tokens[:images])
+    strength = student.transformer.teacher_forced(threshold).strength
     var, length = student.transformer, student.config.tokenizer.num_tokens
-    embedded, cond = teacher.transformer.embed(labels, var_input)
+    embedded, cond = teacher.transformer.embed(labels, var_input, strength)
     wanted, made = list(embedded.split(ROWS)), list(embedded.split(ROWS))
     conditions = [ada.split(ROWS) for ada in teacher.transformer.conditions(cond)]
     weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
@@ -118,6 +121,7 @@ def refit(
     with progress.task("refitting experts", len(var.stack)) as task:
         for original, block, ada in zip(teacher.transformer.stack, var.stack, conditions, strict=True):
             assert isinstance(block.ffn, ExpertFFN)
+            ada = [a if strength is None else blend(a, strength) for a in ada]
             wanted = [original(x, a, teacher.transformer.teacher_forced()) for x, a in zip(wanted, ada, strict=True)]
             parts: list[Part] = []
             kept: list[Tensor] = []

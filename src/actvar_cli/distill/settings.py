@@ -9,8 +9,18 @@ from pydantic import Field
 from actvar_cli.model.config import Frozen
 
 
+class GuidanceStage(Frozen):
+    """Before the others: one row learns what guidance makes of two, which halves the cost."""
+
+    steps: Annotated[
+        int, Field(ge=0, description="optimiser steps; 0 leaves the stage out, both rows are computed")
+    ] = 0
+    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 6e-3
+    cfg: Annotated[float, Field(gt=0, description="strength of guidance that is learned")] = 1.5
+
+
 class ExpertsStage(Frozen):
-    """First stage: routers and experts learn."""
+    """First of the two stages: routers and experts learn."""
 
     steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 leaves the stage out")] = 200
     share: Annotated[
@@ -19,7 +29,7 @@ class ExpertsStage(Frozen):
 
 
 class TokensStage(Frozen):
-    """Second stage: token gate and reconstruction join, the experts go on learning."""
+    """Second of the two stages: token gate and reconstruction join, the experts go on learning."""
 
     steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 leaves the stage out")] = 200
     rank: Annotated[int, Field(ge=1, description="rank of the reconstruction")] = 32
@@ -27,8 +37,9 @@ class TokensStage(Frozen):
 
 
 class Stages(Frozen):
-    """The two stages, in order."""
+    """The stages, in order."""
 
+    guidance: GuidanceStage = GuidanceStage()
     experts: ExpertsStage = ExpertsStage()
     tokens: TokensStage = TokensStage()
 
@@ -44,6 +55,10 @@ class DistillSettings(Frozen):
     """Budget, data, optimiser and stages of a distillation."""
 
     budget: Annotated[float, Field(gt=0, lt=1, description="share of the dense transformer's FLOPs to reach")] = 0.7
+    budgets: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+        Field(description="further budgets that get a threshold, as far as they can be reached"),
+    ] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
     images: Annotated[int, Field(ge=8, description="images sampled from the teacher as training data")] = 1024
     batch: Annotated[int, Field(ge=1, description="images per optimiser step")] = 32
     lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 2e-4

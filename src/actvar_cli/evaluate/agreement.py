@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actvar_cli.model.sampling import ActVAR, guidance_by_position, guide, paired_rows
+from actvar_cli.model.guidance import guidance_by_position, guide
+from actvar_cli.model.sampling import ActVAR, paired_rows, single_rows
 
 _LOGITS_AT_ONCE = 2**25
 """Logits of one model that are in memory together: 128 MiB of float32."""
@@ -30,9 +31,11 @@ class AgreementSums:
 @torch.no_grad()
 def guided_logits(model: ActVAR, labels: Tensor, tokens: Tensor, cfg: float) -> Tensor:
     """The logits (B, L, V) that ``model`` draws from when all earlier scales are ``tokens`` (B, L)."""
-    rows, var_input = paired_rows(model, labels, tokens)
-    logits = model.transformer(rows, var_input, model.transformer.teacher_forced(threshold=model.threshold))
-    return guide(logits, guidance_by_position(model, cfg))
+    context = model.transformer.teacher_forced(model.threshold, cfg=cfg)
+    if context.strength is not None:
+        return model.transformer(*single_rows(model, labels, tokens), context)  # type: ignore[no-any-return]
+    logits = model.transformer(*paired_rows(model, labels, tokens), context)
+    return guide(logits, guidance_by_position(model.config, cfg).to(model.device))
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class TeacherForced:
 
     ``bias`` (1, 1, L, L) hides later scales; ``threshold`` (L,) is what scores must exceed at each position, ``None``
     leaves all experts on and all tokens computed; ``gated`` (L,) says which positions have a token gate. ``pick`` (n,),
-    indices into the flattened (B, L), asks for a `Record` of these positions from every block.
+    indices into the flattened (B, L), asks for a `Record` of these positions from every block. ``strength`` (L, 1) is
+    that of guidance, as a share of the one that was learned; ``None`` is the original model, which has not.
     """
 
     bias: Tensor
@@ -58,6 +59,7 @@ class TeacherForced:
     threshold: Tensor | None = None
     temperature: float = 1.0
     pick: Tensor | None = None
+    strength: Tensor | None = None
     decisions: list[Decisions] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
 
@@ -111,13 +113,13 @@ class Block(nn.Module):
         return torch.addcmul(shift, F.layer_norm(x, (self.dim,), eps=self.eps), scale)
 
     def forward(self, x: Tensor, ada: Tensor, context: TeacherForced | Sampling) -> Tensor:
-        """``x`` (R, l, C), ``ada`` (R, 6, C) from `condition`."""
+        """``x`` (R, l, C), ``ada`` (R, 6, C) from `condition`; (R, 6, l, C) where it differs by position."""
         if isinstance(context, TeacherForced):
             return self._teacher_forced(x, ada, context)
         return self._sample(x, ada, context)
 
     def _teacher_forced(self, x: Tensor, ada: Tensor, context: TeacherForced) -> Tensor:
-        g1, g2, scale1, scale2, shift1, shift2 = ada.unsqueeze(2).unbind(1)
+        g1, g2, scale1, scale2, shift1, shift2 = (ada if ada.dim() == 4 else ada.unsqueeze(2)).unbind(1)
         made = Decisions()
         h = self.normalise(x, scale1, shift1)
         y = x + g1 * self.attn(h, bias=context.bias)

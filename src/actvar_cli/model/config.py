@@ -126,6 +126,12 @@ class TokenGateConfig(Frozen):
         return self.scales if self.blocks is None or block in self.blocks else ()
 
 
+class GuidanceConfig(Frozen):
+    """That the row with a class has learned guidance of strength ``cfg``: the row without one is not computed."""
+
+    cfg: float = Field(gt=0)
+
+
 class TokenizerReference(Frozen):
     """Where the tokenizer of an artefact is: a zoo name, or a file beside it; with the sha256 of its file."""
 
@@ -151,6 +157,7 @@ class ModelConfig(Frozen):
     tokenizer_reference: TokenizerReference | None = None
     experts: ExpertsConfig | None = None
     token_gate: TokenGateConfig | None = None
+    guidance: GuidanceConfig | None = None
     dials: tuple[Dial, ...] = ()
     default_budget: float | None = Field(default=None, gt=0, le=1)
 
@@ -178,9 +185,9 @@ class ModelConfig(Frozen):
     @property
     def dense(self) -> ModelConfig:
         """The same architecture as it was published, without what actvar adds."""
-        return self.model_copy(update={"experts": None, "token_gate": None})
+        return self.model_copy(update={"experts": None, "token_gate": None, "guidance": None})
 
     @property
     def is_dense(self) -> bool:
         """Whether nothing was converted: the model as published."""
-        return self.experts is None and self.token_gate is None
+        return self.experts is None and self.token_gate is None and self.guidance is None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.guidance import guidance_at, guide
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 
@@ -41,33 +42,21 @@ def balanced_labels(count: int, num_classes: int) -> Tensor:
     return index % num_classes if count >= num_classes else index * num_classes // count
 
 
-def guidance_at(scale: int, scales: int, cfg: float) -> float:
-    """The strength of guidance at one of ``scales`` scales: rises linearly from 0 to ``cfg``, as published."""
-    return cfg * scale / max(1, scales - 1)
-
-
-def guide(logits: Tensor, guidance: float | Tensor) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): ``(1 + t) conditional - t unconditional``.
-
-    ``logits`` (2B, l, V) hold the rows with their class, then those without; ``guidance`` t is one number, or (l, 1)
-    for one per position. Returns (B, l, V).
-    """
-    conditional, unconditional = logits.chunk(2)
-    return (1 + guidance) * conditional - guidance * unconditional
-
-
-def guidance_by_position(model: ActVAR, cfg: float) -> Tensor:
-    """`guidance_at` for every position of the sequence, (L, 1): what `guide` takes for a whole sequence."""
-    scales = len(model.config.tokenizer.patch_nums)
-    strengths = torch.tensor([guidance_at(scale, scales, cfg) for scale in range(scales)], device=model.device)
-    return strengths[model.transformer.lvl_1L[0]].unsqueeze(1)
-
-
 def paired_rows(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Labels (2B,) and teacher-forcing input (2B, L - first, z) of the two rows that CFG computes for each image."""
+    labels, var_input = single_rows(model, labels, tokens)
     no_class = torch.full_like(labels, model.config.transformer.num_classes)
-    var_input = model.tokenizer.quantize.teacher_forcing_input(model.tokenizer.split(tokens.long()))
     return torch.cat((labels, no_class)), var_input.repeat(2, 1, 1)
+
+
+def single_rows(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of the one row, (B,) and (B, L - first, z), that a model computes which has learned guidance."""
+    return labels, model.tokenizer.quantize.teacher_forcing_input(model.tokenizer.split(tokens.long()))
+
+
+def rows_of(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that ``model`` computes for each image at a threshold: `single_rows` or `paired_rows`."""
+    return (single_rows if model.config.guidance else paired_rows)(model, labels, tokens)
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -126,7 +115,8 @@ class ActVAR(nn.Module):
     def set_budget(self, budget: float) -> None:
         """Work at ``budget`` (share of the dense model's FLOPs); ``1.0`` is dense.
 
-        Between two calibrated budgets the threshold is interpolated. Raises ValueError outside the calibrated range.
+        Between two calibrated budgets the threshold is interpolated. Raises ValueError outside the calibrated range;
+        but a model that has learned guidance cannot cost more than about half, and does its most at any budget above.
         """
         if budget == 1.0:
             self.threshold = None
@@ -135,6 +125,8 @@ class ActVAR(nn.Module):
         if not dials:
             raise ValueError(f"{self.config.name} is dense: it has no experts to leave out, convert it first")
         low, high = dials[0].budget, dials[-1].budget
+        if self.config.guidance and high < budget < 1:
+            budget = high
         if not low <= budget <= high:
             raise ValueError(f"budget {budget:g} is outside the calibrated range {low:g} to {high:g} (or 1 for dense)")
         for a, b in zip(dials, dials[1:] + dials[-1:], strict=True):
@@ -204,13 +196,19 @@ def sample_latent(
     """The walk over the scales: what the decoder reads, (B, z, S', S'), and the tokens (B, L)."""
     var, quantizer, patch_nums = model.transformer, model.tokenizer.quantize, model.config.tokenizer.patch_nums
     batch, last = len(labels), len(patch_nums) - 1
-    no_class = torch.full_like(labels, model.config.transformer.num_classes)
-    cond = var.class_emb(torch.cat((labels, no_class)))
-    ada, positions, cache = var.conditions(cond), var.positions(), var.new_cache(2 * batch)
+    # With guidance learned there is one row for each image, else a second one without a class.
+    learned = model.config.guidance if model.threshold is not None else None
+    if learned:
+        rows, start = 1, var.class_emb(labels)
+        cond = var.guidance.conditions(start, labels)
+    else:
+        rows, no_class = 2, torch.full_like(labels, model.config.transformer.num_classes)
+        cond = start = var.class_emb(torch.cat((labels, no_class)))
+    ada, positions, cache = var.conditions(cond), var.positions(), var.new_cache(rows * batch)
     if counter:
         counter.begin_image(2 * batch, batch)
     first = patch_nums[0] ** 2
-    x = cond.unsqueeze(1) + var.pos_start + positions[:, :first]
+    x = start.unsqueeze(1) + var.pos_start + positions[:, :first]
     f_hat = cond.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
     tokens: list[Tensor] = []
     end = 0
@@ -218,11 +216,16 @@ def sample_latent(
         end += pn * pn
         if scale:
             embedded = var.word_embed(quantizer.next_input(f_hat, scale)) + positions[:, end - pn * pn : end]
-            x = embedded.repeat(2, 1, 1)
-        logits = var.scale_logits(x, cond, ada, cache, scale, threshold=model.threshold, counter=counter)
+            x = embedded.repeat(rows, 1, 1)
+        guidance = guidance_at(scale, len(patch_nums), settings.cfg)
         if counter:
-            counter.frame(scale, 2 * batch, 2 * batch * pn * pn, batch * pn * pn if scale else 0)
-        logits = guide(logits, guidance_at(scale, len(patch_nums), settings.cfg))
+            counter.frame(scale, 2 * batch, rows * batch * pn * pn, batch * pn * pn if scale else 0)
+        strength = guidance / learned.cfg if learned else None
+        logits = var.scale_logits(
+            x, cond, ada, cache, scale, threshold=model.threshold, counter=counter, strength=strength
+        )
+        if not learned:
+            logits = guide(logits, guidance)
         logits = filter_logits(logits, settings.top_k, settings.top_p)
         index = draw(logits, generator)
         tokens.append(index)

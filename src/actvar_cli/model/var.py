@@ -13,6 +13,7 @@ from actvar_cli.model.block import Block, Sampling, TeacherForced
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.guidance import GuidanceEmbedding, blend, guidance_by_position
 from actvar_cli.model.products import Linear
 
 
@@ -24,9 +25,12 @@ class HeadNorm(nn.Module):
         self.dim, self.eps = dim, eps
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """``x`` (R, l, C) and the class embedding ``cond`` (R, C)."""
-        scale, shift = self.ada_lin(cond).unflatten(1, (1, 2, self.dim)).unbind(2)
+    def forward(self, x: Tensor, cond: Tensor, strength: float | Tensor | None = None) -> Tensor:
+        """``x`` (R, l, C) and the class embedding ``cond`` (R, C), or with a ``strength`` (R, 2, C), see `blend`."""
+        made = self.ada_lin(cond).unflatten(-1, (2, self.dim))
+        if strength is not None:
+            made = blend(made, strength)
+        scale, shift = (made if made.dim() == 4 else made.unsqueeze(2)).unbind(1)
         out: Tensor = F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
         return out
 
@@ -67,6 +71,8 @@ class VAR(nn.Module):
         if arch.shared_aln:
             self.shared_ada_lin = SharedAdaLin(dim)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(arch.depth))
+        if config.guidance:
+            self.guidance = GuidanceEmbedding(arch.num_classes, len(tok.patch_nums), dim)
         self.head_nm = HeadNorm(dim, arch.norm_eps)
         self.head = Linear(dim, tok.vocab_size)
         self.derive_buffers()
@@ -108,29 +114,52 @@ class VAR(nn.Module):
         return self.lvl_embed(self.lvl_1L) + self.pos_1LC  # type: ignore[no-any-return]
 
     def conditions(self, cond: Tensor) -> list[Tensor]:
-        """AdaLN parameters (R, 6, C) of every block for the class embeddings (R, C); constant over the scales."""
-        shared = self.shared_ada_lin(cond) if self.config.transformer.shared_aln else cond
-        return [block.condition(shared) for block in self.stack]
+        """AdaLN parameters (R, 6, C) of every block for the class embeddings (R, C); constant over the scales.
 
-    def logits(self, x: Tensor, cond: Tensor) -> Tensor:
-        """Head in float32: (R, l, C) to (R, l, vocab)."""
-        return self.head(self.head_nm(x.float(), cond).float()).float()  # type: ignore[no-any-return]
+        (R, 2, C), without and with guidance, becomes (R, 2, 6, C), for `blend`.
+        """
+        flat = cond.flatten(0, -2)
+        shared = self.shared_ada_lin(flat) if self.config.transformer.shared_aln else flat
+        return [block.condition(shared).unflatten(0, cond.shape[:-1]) for block in self.stack]
+
+    def logits(self, x: Tensor, cond: Tensor, strength: float | Tensor | None = None) -> Tensor:
+        """Head in float32: (R, l, C) to (R, l, vocab); ``cond`` and ``strength`` as `HeadNorm` takes them."""
+        return self.head(self.head_nm(x.float(), cond, strength).float()).float()  # type: ignore[no-any-return]
 
     def teacher_forced(
-        self, threshold: float | None = None, *, temperature: float = 1.0, pick: Tensor | None = None
+        self,
+        threshold: float | None = None,
+        *,
+        temperature: float = 1.0,
+        pick: Tensor | None = None,
+        cfg: float | None = None,
     ) -> TeacherForced:
-        """A context for `forward` on this model; the fields are explained in `TeacherForced`."""
+        """A context for `forward` on this model; the fields are explained in `TeacherForced`.
+
+        With a threshold, a model that has learned guidance predicts what guidance of strength ``cfg`` would
+        (``None``: what it learned); without one it is the original model.
+        """
+        learned, strength = self.config.guidance, None
+        if learned and threshold is not None:
+            strength = guidance_by_position(self.config, learned.cfg if cfg is None else cfg).to(self.lvl_1L.device)
+            strength = strength / learned.cfg
         cut = None
         if threshold is not None:
             offsets = torch.tensor(self.config.scale_offsets, device=self.lvl_1L.device)
             cut = threshold - offsets[self.lvl_1L[0]]
-        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), cut, temperature, pick)
+        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), cut, temperature, pick, strength)
 
-    def embed(self, labels: Tensor, var_input: Tensor) -> tuple[Tensor, Tensor]:
-        """The first block's input (B, L, C) for a whole sequence, and the class embeddings (B, C); see `forward`."""
+    def embed(self, labels: Tensor, var_input: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The first block's input (B, L, C) for a whole sequence, and what `conditions` takes; see `forward`.
+
+        ``strength`` (L, 1) is that of guidance, for a model that has learned it.
+        """
         cond = self.class_emb(labels)
         start = cond.unsqueeze(1) + self.pos_start
-        return torch.cat((start, self.word_embed(var_input.float()).to(start.dtype)), 1) + self.positions(), cond
+        x = torch.cat((start, self.word_embed(var_input.float()).to(start.dtype)), 1) + self.positions()
+        if strength is None:
+            return x, cond
+        return x + strength * self.guidance.scales[self.lvl_1L[0]], self.guidance.conditions(cond, labels)
 
     def forward(
         self,
@@ -146,12 +175,12 @@ class VAR(nn.Module):
         collects the output (B, L, C) of every block.
         """
         context = context or self.teacher_forced()
-        x, cond = self.embed(labels, var_input)
+        x, cond = self.embed(labels, var_input, context.strength)
         for block, ada in zip(self.blocks, self.conditions(cond), strict=True):
-            x = block(x, ada, context)
+            x = block(x, ada if context.strength is None else blend(ada, context.strength), context)
             if hidden is not None:
                 hidden.append(x)
-        return self.logits(x, cond)
+        return self.logits(x, cond, context.strength)
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for ``rows`` sequences."""
@@ -169,11 +198,17 @@ class VAR(nn.Module):
         *,
         threshold: float | None = None,
         counter: WorkCounter | None = None,
+        strength: float | None = None,
     ) -> Tensor:
-        """Logits (R, l, vocab) of one scale from its embedded input ``x`` (R, l, C), extending ``cache``."""
+        """Logits (R, l, vocab) of one scale from its embedded input ``x`` (R, l, C), extending ``cache``.
+
+        With a ``strength`` of guidance, ``cond`` and ``ada`` are without and with it.
+        """
         cache.begin_scale(x.shape[1])
         cut = None if threshold is None else threshold - self.config.scale_offsets[scale]
         context = Sampling(cache, scale, cut, counter)
+        if strength is not None:
+            x = x + strength * self.guidance.scales[scale]
         for block, parameters in zip(self.blocks, ada, strict=True):
-            x = block(x, parameters, context)
-        return self.logits(x, cond)
+            x = block(x, parameters if strength is None else blend(parameters, strength), context)
+        return self.logits(x, cond, strength)
