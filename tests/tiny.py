@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from actvar_cli.model.config import ExpertsConfig, ModelConfig, TokenGateConfig, TokenizerConfig, TransformerConfig
+from actvar_cli.model.config import (
+    ExpertsConfig,
+    GuidanceConfig,
+    ModelConfig,
+    TokenGateConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 
 
-def tiny_config(*, experts: bool = False, token_gate: bool = False, shared_aln: bool = False) -> ModelConfig:
+def tiny_config(
+    *, experts: bool = False, token_gate: bool = False, shared_aln: bool = False, guidance: bool = False
+) -> ModelConfig:
     """Two blocks of width 32, three scales, 32 codes, 3 classes, 6 x 6 grey images."""
     return ModelConfig(
         name="tiny",
@@ -20,15 +29,23 @@ def tiny_config(*, experts: bool = False, token_gate: bool = False, shared_aln: 
         transformer=TransformerConfig(depth=2, embed_dim=32, num_heads=2, num_classes=3, shared_aln=shared_aln),
         experts=ExpertsConfig(num_experts=4, router_dim=8) if experts else None,
         token_gate=TokenGateConfig(scales=(1, 2), gate_dim=4, rank=4) if token_gate else None,
+        guidance=GuidanceConfig(cfg=1.5) if guidance else None,
     )
 
 
-def tiny_model(*, seed: int = 0, experts: bool = False, token_gate: bool = False, shared_aln: bool = False) -> ActVAR:
+def tiny_model(
+    *,
+    seed: int = 0,
+    experts: bool = False,
+    token_gate: bool = False,
+    shared_aln: bool = False,
+    guidance: bool = False,
+) -> ActVAR:
     """A tiny model with random weights, in eval mode."""
     torch.manual_seed(seed)
-    config = tiny_config(experts=experts, token_gate=token_gate, shared_aln=shared_aln)
+    config = tiny_config(experts=experts, token_gate=token_gate, shared_aln=shared_aln, guidance=guidance)
     model = ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
     for name, parameter in model.named_parameters():
-        if "token_gate" in name or "router" in name or "expert_mean" in name:
+        if "token_gate" in name or "router" in name or "expert_mean" in name or "guidance" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model

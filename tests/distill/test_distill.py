@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,8 @@ from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
 from actvar_cli.errors import InputError
 from actvar_cli.model.sampling import ActVAR, paired_rows
-from actvar_cli.progress import Progress, Task
+from actvar_cli.progress import Progress
+from tests.distill.kill import KillAt, Killed
 from tests.tiny import tiny_model
 
 
@@ -91,32 +90,6 @@ def test_only_what_is_ours_learns(converted: ActVAR, distilled: Distilled) -> No
     assert changed
     assert all(".ffn." in k or ".router." in k for k in changed), changed
     assert all(torch.equal(v, teacher_model().transformer.state_dict()[k]) for k, v in new.items() if ".attn." in k)
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(Progress):
-    """Stops the training in the middle of a stage, as Ctrl-C would."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        self.stage, self.step = stage, step
-
-    @contextmanager
-    def task(self, label: str, total: int) -> Any:
-        task = Task()
-        if label == f"distilling {self.stage}":
-            seen = 0
-
-            def advance(units: int = 1, note: str = "") -> None:
-                nonlocal seen
-                seen += units
-                if seen > self.step:
-                    raise Killed
-
-            task.advance = advance  # type: ignore[method-assign]
-        yield task
 
 
 @pytest.mark.parametrize("stage", ["experts", "tokens"])

@@ -21,6 +21,7 @@ KINDS: list[dict[str, Any]] = [
     {"token_gate": True},
     {"experts": True, "token_gate": True},
     {"experts": True, "token_gate": True, "shared_aln": True},
+    {"experts": True, "token_gate": True, "guidance": True},
 ]
 
 

@@ -54,6 +54,12 @@ class CostModel:
         self.fixed += embed_macs(config, length - sizes[0])
         self.dense = dense_macs(config)
 
+    def most(self) -> float:
+        """The cost with every expert on and every token computed."""
+        assert self.config.experts is not None
+        every = torch.ones(1, len(self.computed), self.config.experts.num_experts, device=self.computed.device)
+        return float(self([Decisions(on=every)] * self.config.transformer.depth))
+
     def __call__(self, decisions: list[Decisions]) -> Tensor:
         """Cost (a scalar) of the decisions of all blocks."""
         total = self.computed.new_zeros(())

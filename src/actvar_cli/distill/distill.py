@@ -27,6 +27,7 @@ from actvar_cli.distill.schedule import learning_rate, mixed_precision
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
 from actvar_cli.errors import ActvarError, InputError
+from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.guidance import guidance_by_position, guide
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows, rows_of
 from actvar_cli.progress import Progress
@@ -61,18 +62,13 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
 @torch.no_grad()
 def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, images: int = 16) -> float:
     """The threshold at which a teacher-forced pass costs ``budget``, by halving the range of the routers' scores."""
+    cost_model = CostModel(student.config, student.device)
     low, high = -30.0, 10.0
     for _ in range(12):
         threshold = (low + high) / 2
-        cost = forced_cost(student, samples, threshold, images)
+        cost = cost_model(decisions_at(student, samples, threshold, images))
         low, high = (threshold, high) if cost > budget else (low, threshold)
     return (low + high) / 2
-
-
-@torch.no_grad()
-def forced_cost(student: ActVAR, samples: TeacherSamples, threshold: float, images: int) -> float:
-    """The cost of a teacher-forced pass at ``threshold``."""
-    return float(CostModel(student.config, student.device)(decisions_at(student, samples, threshold, images)))
 
 
 def trainable(model: ActVAR) -> dict[str, nn.Parameter]:
@@ -211,21 +207,21 @@ def distill(
     if checkpoint and state and (state["settings"], state["seed"]) != (identity, seed):
         checkpoint.unlink()
         state = None
+    student = copy.deepcopy(student).to(teacher.device)
+    if stages.guidance.steps:
+        student = with_guidance(student, GuidanceConfig(cfg=stages.guidance.cfg))
+    most = CostModel(student.config, student.device).most()
+    if settings.budget >= most:
+        raise InputError(f"a budget of {settings.budget:g} saves nothing: with all experts on, the cost is {most:.3f}")
     samples = draw_samples(teacher, settings.images, seed=seed + 1_000_000, progress=progress)
     history: list[dict[str, Any]] = []
-    student = copy.deepcopy(student).to(teacher.device)
     guided = teacher
     if stages.guidance.steps:
         guided = learn_guidance(
             teacher, samples, settings, seed=seed, history=history, checkpoint=checkpoint, progress=progress
         )
-        assert guided.config.guidance
-        student = with_guidance(student, guided.config.guidance)
         student.transformer.guidance.load_state_dict(guided.transformer.guidance.state_dict())
         state = state if state and state["stage"] != "guidance" else None
-    most = forced_cost(student, samples, -torch.inf, 1)
-    if settings.budget >= most:
-        raise InputError(f"a budget of {settings.budget:g} saves nothing: with all experts on, the cost is {most:.3f}")
     # The experts alone stop at a higher cost when token gates are to come; then one threshold weighs both.
     first = most - stages.experts.share * (most - settings.budget) if stages.tokens.steps else settings.budget
 

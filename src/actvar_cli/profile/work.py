@@ -45,6 +45,7 @@ _LOOKS_BUT_IS_NOT = {"aten::linalg_vector_norm"}
 _PART_OF = {
     "word_embed": "embed",
     "class_emb": "embed",
+    "guidance": "embed",
     "lvl_embed": "embed",
     "pos_start": "embed",
     "pos_1LC": "embed",

@@ -89,9 +89,11 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
             # A large model is measured at few thresholds, on few images.
             return step.images_for(config) + min(CALIBRATION_IMAGES, 2 * affordable_images(config, CALIBRATION_IMAGES))
         case DistillStep():
-            steps = step.stages.experts.steps + step.stages.tokens.steps
-            # Each: the teacher forward, the student forward and backward.
-            return 2 * step.images + REFIT_IMAGES + steps * step.batch * 4 + CALIBRATION_IMAGES
+            guidance, steps = step.stages.guidance.steps, step.stages.experts.steps + step.stages.tokens.steps
+            # Each: the teacher forward, the student forward and backward; with guidance learned that is one row of two,
+            # and what it should look like inside is computed too.
+            work = guidance * 2.5 + steps * (3 if guidance else 4)
+            return 2 * step.images + REFIT_IMAGES + work * step.batch + CALIBRATION_IMAGES
         case ProfileStep():
             return step.batch_for(config) * (2 + 2 * (step.repeats + 1))
         case EvaluateStep():

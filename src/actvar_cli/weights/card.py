@@ -94,6 +94,11 @@ def _what(config: ModelConfig, dtype: str) -> str:
     if config.token_gate:
         gated = ", ".join(f"{tok.patch_nums[s]}x{tok.patch_nums[s]}" for s in config.token_gate.scales)
         parts.append(f"A token gate decides which tokens of the scales {gated} are computed.")
+    if config.guidance:
+        parts.append(
+            f"It has learned what classifier-free guidance (around cfg {config.guidance.cfg:g}) does, and computes one "
+            "row for each image in place of two."
+        )
     return " ".join(parts)
 
 

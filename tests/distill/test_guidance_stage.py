@@ -1,0 +1,94 @@
+"""One row learns what guidance makes of two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actvar_cli.convert.convert import convert
+from actvar_cli.convert.recording import draw_samples
+from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.distill import guidance_stage as module
+from actvar_cli.distill.distill import distill
+from actvar_cli.distill.guidance_stage import learn_guidance
+from actvar_cli.distill.losses import kl_divergence
+from actvar_cli.distill.settings import DistillSettings, ExpertsStage, GuidanceStage, Stages, TokensStage
+from actvar_cli.errors import InputError
+from actvar_cli.evaluate.agreement import guided_logits
+from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.sampling import ActVAR
+from actvar_cli.progress import Progress
+from tests.distill.kill import KillAt, Killed
+from tests.distill.test_distill import teacher_model
+
+
+def settings(steps: int = 40, budget: float = 0.4) -> DistillSettings:
+    stages = Stages(
+        guidance=GuidanceStage(steps=steps, lr=2e-2),
+        experts=ExpertsStage(steps=4),
+        tokens=TokensStage(steps=4, rank=4, scales=2),
+    )
+    return DistillSettings(budget=budget, images=32, batch=8, lr=1e-3, stages=stages, precision="no")
+
+
+def learned(steps: int, **kwargs: Any) -> ActVAR:
+    teacher = teacher_model()
+    samples = draw_samples(teacher, 32, seed=5, progress=Progress())
+    arguments = {"seed": 0, "history": [], "checkpoint": None, "progress": Progress(), **kwargs}
+    return learn_guidance(teacher, samples, settings(steps), **arguments)
+
+
+@torch.no_grad()
+def kl_to_guided(model: ActVAR) -> float:
+    teacher = teacher_model()
+    samples = draw_samples(teacher, 64, seed=123, progress=Progress())
+    model.threshold = -torch.inf
+    theirs, ours = (guided_logits(m, samples.labels, samples.tokens, 1.5) for m in (teacher, model))
+    return float(kl_divergence(theirs, ours))
+
+
+def test_it_comes_closer_to_what_guidance_makes_of_both_rows() -> None:
+    assert kl_to_guided(learned(60)) < 0.5 * kl_to_guided(learned(0))
+
+
+def test_nothing_but_the_embeddings_learns() -> None:
+    before, after = teacher_model().transformer.state_dict(), learned(4).transformer.state_dict()
+    assert set(after) - set(before) == {"guidance.classes", "guidance.scales"}
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+def test_a_student_computes_one_row_and_meets_a_budget_below_half() -> None:
+    converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+    made = distill(teacher_model(), converted, settings())
+    assert [h["stage"] for h in made.history] == ["guidance"] * 40 + ["experts"] * 4 + ["tokens"] * 4
+    assert made.model.config.guidance
+    counter = WorkCounter(made.model.config)
+    made.model.sample([0, 1, 2] * 16, seed=5, counter=counter)
+    assert counter.cost == pytest.approx(0.4, abs=0.02)
+    assert converted.config.guidance is None
+
+
+@pytest.mark.parametrize(("label", "step"), [("guidance", 9), ("experts", 3)])
+def test_a_killed_training_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, step: int
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("actvar_cli.distill.distill.CHECKPOINT_EVERY", 2)
+    converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+    whole = distill(teacher_model(), converted, settings(12))
+    checkpoint = tmp_path / "distill.safetensors"
+    with pytest.raises(Killed):
+        distill(teacher_model(), converted, settings(12), checkpoint=checkpoint, progress=KillAt(label, step))
+    resumed = distill(teacher_model(), converted, settings(12), checkpoint=checkpoint)
+    assert [(h["stage"], h["step"]) for h in resumed.history] == [(h["stage"], h["step"]) for h in whole.history]
+    for key, value in whole.model.transformer.state_dict().items():
+        torch.testing.assert_close(resumed.model.transformer.state_dict()[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_budget_above_half_is_refused() -> None:
+    converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+    with pytest.raises(InputError, match=r"a budget of 0\.9 saves nothing: with all experts on, the cost is 0\.5"):
+        distill(teacher_model(), converted, settings(2, budget=0.9))

@@ -1,0 +1,109 @@
+"""Guidance: the same for one scale, as sampling needs it, and for a whole sequence, as training and evaluation do.
+
+Computed from two rows, or learned by one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from actvar_cli.distill.cost import CostModel
+from actvar_cli.evaluate.agreement import guided_logits
+from actvar_cli.model.config import Dial
+from actvar_cli.model.counters import WorkCounter, dense_macs
+from actvar_cli.model.guidance import guidance_at, guidance_by_position, guide
+from actvar_cli.model.sampling import SamplingSettings, single_rows
+from actvar_cli.profile.work import count_work
+from tests.tiny import tiny_model
+
+
+def test_guidance_moves_away_from_what_no_class_would_give() -> None:
+    conditional, unconditional = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    got = guide(torch.cat((conditional, unconditional)), torch.tensor([[0.0], [1.5]]))
+    torch.testing.assert_close(got[0, 0], conditional[0, 0])
+    torch.testing.assert_close(got[0, 1], 2.5 * conditional[0, 1] - 1.5 * unconditional[0, 1])
+
+
+def test_guidance_rises_from_nothing_to_its_full_strength() -> None:
+    model = tiny_model()
+    patch_nums = model.config.tokenizer.patch_nums
+    strengths = guidance_by_position(model.config, 1.5)
+    assert strengths.shape == (model.config.tokenizer.num_tokens, 1)
+    assert float(strengths[0]) == 0
+    assert float(strengths[-1]) == 1.5
+    end = 0
+    for scale, pn in enumerate(patch_nums):
+        here = strengths[end : end + pn * pn]
+        torch.testing.assert_close(here, torch.full_like(here, guidance_at(scale, len(patch_nums), 1.5)))
+        end += pn * pn
+
+
+def test_a_model_of_one_scale_is_not_guided() -> None:
+    assert guidance_at(0, 1, 1.5) == 0
+
+
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize("shared_aln", [False, True])
+@pytest.mark.parametrize("cfg", [1.5, 0.7])
+@torch.no_grad()
+def test_one_row_is_sampled_as_training_sees_it(shared_aln: bool, cfg: float) -> None:
+    model = tiny_model(experts=True, token_gate=True, shared_aln=shared_aln, guidance=True)
+    model.threshold = 0.0
+    tokens = model.sample_tokens(LABELS, seed=3, settings=SamplingSettings(cfg, top_k=1))
+    # With the likeliest token drawn everywhere, a pass over the finished sequence must find the same ones.
+    assert torch.equal(guided_logits(model, LABELS, tokens, cfg).argmax(-1), tokens)
+    assert not torch.equal(model.sample_tokens(LABELS, seed=3, settings=SamplingSettings(3.0, top_k=1)), tokens)
+
+
+@torch.no_grad()
+def test_without_guidance_the_row_is_the_original_one() -> None:
+    model, original = tiny_model(experts=True, guidance=True), tiny_model(experts=True)
+    weights = model.transformer.state_dict()
+    original.transformer.load_state_dict({k: v for k, v in weights.items() if not k.startswith("guidance.")})
+    model.threshold, original.threshold = -math.inf, None
+    for cfg, scales in ((0.0, 3), (1.5, 1)):
+        settings = SamplingSettings(cfg)
+        ours, theirs = (m.sample_tokens(LABELS, seed=1, settings=settings) for m in (model, original))
+        length = sum(pn * pn for pn in model.config.tokenizer.patch_nums[:scales])
+        assert torch.equal(ours[:, :length], theirs[:, :length])
+
+
+def test_a_model_that_has_learned_guidance_is_the_original_at_budget_1() -> None:
+    model, original = tiny_model(guidance=True), tiny_model()
+    weights = model.transformer.state_dict()
+    original.transformer.load_state_dict({k: v for k, v in weights.items() if not k.startswith("guidance.")})
+    model.set_budget(1.0)
+    counter = WorkCounter(model.config)
+    assert torch.equal(model.sample_tokens(LABELS, seed=1, counter=counter), original.sample_tokens(LABELS, seed=1))
+    assert counter.total == dense_macs(model.config, 4)
+
+
+@torch.no_grad()
+def test_one_row_costs_about_half_in_every_count() -> None:
+    model = tiny_model(experts=True, token_gate=True, guidance=True)
+    model.threshold = -math.inf
+    work = count_work(model, LABELS, seed=0)
+    work.check()
+    assert 0.45 < work.counter.cost < 0.6
+    model.threshold = 0.0
+    count_work(model, LABELS, seed=0).check()
+    counter = WorkCounter(model.config)
+    tokens = model.sample_tokens(LABELS, seed=0, counter=counter)
+    context = model.transformer.teacher_forced(0.0)
+    model.transformer(*single_rows(model, LABELS, tokens), context)
+    assert counter.cost == pytest.approx(float(CostModel(model.config, model.device)(context.decisions)), rel=1e-4)
+
+
+def test_a_budget_above_what_one_row_can_cost_is_its_most() -> None:
+    model = tiny_model(experts=True, guidance=True)
+    dials = (Dial(budget=0.4, threshold=2.0, cost=0.4), Dial(budget=0.45, threshold=1.0, cost=0.45))
+    model.config = model.config.model_copy(update={"dials": dials})
+    model.set_budget(0.8)
+    assert model.threshold == 1.0
+    with pytest.raises(ValueError, match=r"budget 0.3 is outside the calibrated range 0.4 to 0.45"):
+        model.set_budget(0.3)
