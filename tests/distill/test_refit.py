@@ -61,7 +61,7 @@ def test_a_refitted_student_is_closer_to_the_teacher_and_works_as_much() -> None
     threshold = next(d.threshold for d in student.config.dials if d.budget == 0.7)
     before, routers = block_errors(student, threshold), student.transformer.stack[0].router.fc1.weight.clone()
     samples = draw_samples(teacher, 128, seed=1, progress=Progress())
-    errors = refit(teacher, student, samples, threshold=threshold, progress=Progress())
+    errors = refit(teacher, student, samples, thresholds=[threshold], progress=Progress())
     assert len(errors) == 2
     assert block_errors(student, threshold) < 0.9 * before
     assert torch.equal(student.transformer.stack[0].router.fc1.weight, routers)
@@ -72,7 +72,7 @@ def test_the_errors_told_are_those_of_the_refitted_student_with_tokens_left_out(
     teacher, student = tiny_model(), tiny_model(experts=True, token_gate=True)
     student.transformer.load_state_dict(teacher.transformer.state_dict(), strict=False)
     samples = draw_samples(teacher, 16, seed=1, progress=Progress())
-    told = refit(teacher, student, samples, threshold=0.0, progress=Progress())
+    told = refit(teacher, student, samples, thresholds=[0.0], progress=Progress())
     rows, var_input = paired_rows(teacher, samples.labels, samples.tokens)
     wanted: list[Tensor] = []
     made: list[Tensor] = []

@@ -6,11 +6,11 @@ Source: ActVAR (arXiv 2511.12893) for the two stages; losses and schedules are o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +31,9 @@ from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.guidance import guidance_by_position, guide
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows, rows_of
 from actvar_cli.progress import Progress
+
+BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+"""Budgets that get a threshold besides those trained for, as far as they can be reached."""
 
 CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
@@ -57,6 +60,13 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
         raise InputError("teacher and student have different architectures")
     if not student.config.dials:
         raise InputError(f"the student {student.config.name} has no calibrated budgets: convert it again")
+
+
+class Aim(NamedTuple):
+    """A budget, and the threshold at which the student is taught to keep it."""
+
+    budget: float
+    threshold: float
 
 
 @torch.no_grad()
@@ -113,14 +123,13 @@ def run_stage(
     settings: DistillSettings,
     *,
     steps: int,
-    budget: float,
-    threshold: float,
+    aims: Sequence[Aim],
     seed: int,
     history: list[dict[str, Any]],
     checkpoint: Path | None,
     progress: Progress,
 ) -> None:
-    """Train ``student`` in place for ``steps`` optimiser steps at ``threshold``; excess over ``budget`` is punished.
+    """Train ``student`` in place for ``steps`` optimiser steps, at each of ``aims`` in turn; excess is punished.
 
     ``guided`` is the teacher with guidance learned, where the student has learned it too; else the teacher.
     """
@@ -136,7 +145,7 @@ def run_stage(
     with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
         names = list(parameters)
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
-        done, temperature = 0, SOFTNESS * score_spread(student, samples, threshold)
+        done, temperature = 0, SOFTNESS * score_spread(student, samples, aims[0].threshold)
         state = read_state(checkpoint)
         if checkpoint and state and state["stage"] == name:
             load_checkpoint(checkpoint, student.transformer, optimizer, names)
@@ -146,6 +155,7 @@ def run_stage(
             generator.manual_seed(seed + step)
             index = torch.randint(len(samples), (settings.batch,), generator=generator).to(student.device)
             labels, tokens = samples.labels[index], samples.tokens[index]
+            budget, threshold = aims[step % len(aims)]
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []
@@ -181,7 +191,7 @@ def run_stage(
             task.advance(note=f"kl {history[-1]['kl']:.3f} cost {history[-1]['cost']:.3f}")
             if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps):
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
-                state |= {"threshold": threshold, "seed": seed, "settings": settings.model_dump(mode="json")}
+                state |= {"aims": aims, "seed": seed, "settings": settings.model_dump(mode="json")}
                 state["gated_blocks"] = student.config.token_gate and student.config.token_gate.blocks
                 save_checkpoint(checkpoint, student.transformer, optimizer, names, state)
 
@@ -211,8 +221,8 @@ def distill(
     if stages.guidance.steps:
         student = with_guidance(student, GuidanceConfig(cfg=stages.guidance.cfg))
     most = CostModel(student.config, student.device).most()
-    if settings.budget >= most:
-        raise InputError(f"a budget of {settings.budget:g} saves nothing: with all experts on, the cost is {most:.3f}")
+    if (highest := max(settings.budget, *settings.also, 0)) >= most:
+        raise InputError(f"a budget of {highest:g} saves nothing: with all experts on, the cost is {most:.3f}")
     samples = draw_samples(teacher, settings.images, seed=seed + 1_000_000, progress=progress)
     history: list[dict[str, Any]] = []
     guided = teacher
@@ -222,47 +232,56 @@ def distill(
         )
         student.transformer.guidance.load_state_dict(guided.transformer.guidance.state_dict())
         state = state if state and state["stage"] != "guidance" else None
+    budgets = [settings.budget, *settings.also]
     # The experts alone stop at a higher cost when token gates are to come; then one threshold weighs both.
-    first = most - stages.experts.share * (most - settings.budget) if stages.tokens.steps else settings.budget
+    share = stages.experts.share if stages.tokens.steps else 1.0
+    first = [most - share * (most - budget) for budget in budgets]
 
-    def stage(name: str, steps: int, budget: float) -> None:
+    def stage(name: str, steps: int) -> None:
         run_stage(
-            name, teacher, guided, student, samples, settings, steps=steps, budget=budget, threshold=threshold,
-            seed=seed, history=history, checkpoint=checkpoint, progress=progress,
+            name, teacher, guided, student, samples, settings, steps=steps, aims=aims, seed=seed, history=history,
+            checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
 
-    def refitted(budget: float) -> float:
-        """Refit the experts at ``budget``; the scores move with what the blocks see, so the threshold is set anew."""
-        found = threshold_for(student, samples, budget)
-        refit(guided, student, samples, threshold=found, progress=progress)
-        return threshold_for(student, samples, budget)
+    def refitted(budgets: Sequence[float]) -> list[Aim]:
+        """Refit the experts; the scores move with what the blocks see, so the thresholds are set anew."""
+        found = [threshold_for(student, samples, budget) for budget in budgets]
+        refit(guided, student, samples, thresholds=found, progress=progress)
+        return [Aim(budget, threshold_for(student, samples, budget)) for budget in budgets]
 
     if state and state["stage"] == "tokens":
-        threshold = state["threshold"]
+        aims = [Aim(*aim) for aim in state["aims"]]
         student = add_token_gates(student, stages.tokens, state["gated_blocks"])
     else:
-        threshold = state["threshold"] if state else refitted(first)
-        stage("experts", stages.experts.steps, first)
+        aims = [Aim(*aim) for aim in state["aims"]] if state else refitted(first)
+        stage("experts", stages.experts.steps)
         if stages.tokens.steps:
-            density = expert_density(student, samples, threshold)
+            density = expert_density(student, samples, aims[0].threshold)
             student = add_token_gates(student, stages.tokens)
             generator = torch.Generator().manual_seed(seed)
             fit_token_gates(
                 student,
                 samples,
-                threshold=threshold,
+                threshold=aims[0].threshold,
                 density=density,
                 generator=generator,
                 progress=progress,
             )
-            student = drop_idle_gates(student, samples, threshold_for(student, samples, settings.budget))
-            threshold = refitted(settings.budget)
+            # At the lowest budget gates skip most: what is idle there is idle everywhere.
+            student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
+            aims = refitted(budgets)
     if stages.tokens.steps:
-        stage("tokens", stages.tokens.steps, settings.budget)
-    budgets = sorted({settings.budget, *settings.budgets})
-    dials = calibrate_dials(student, budgets, span=(threshold - 12, threshold + 4), seed=seed, progress=progress)
-    if settings.budget not in [d.budget for d in dials]:
-        raise ActvarError(f"the student cannot be set to budget {settings.budget:g}; reached: {dials}")
+        stage("tokens", stages.tokens.steps)
+    thresholds = [aim.threshold for aim in aims]
+    dials = calibrate_dials(
+        student,
+        sorted({*budgets, *(b for b in BUDGETS if b > min(budgets))}),
+        span=(min(thresholds) - 12, max(thresholds) + 4),
+        seed=seed,
+        progress=progress,
+    )
+    if missed := set(budgets) - {d.budget for d in dials}:
+        raise ActvarError(f"the student cannot be set to budget {min(missed):g}; reached: {dials}")
     config = student.config.model_copy(update={"dials": dials, "default_budget": settings.budget})
     student.config = student.transformer.config = config
     student.set_budget(settings.budget)

@@ -101,9 +101,11 @@ def add(ffn: ExpertFFN, change: Tensor) -> None:
 
 @torch.no_grad()
 def refit(
-    teacher: ActVAR, student: ActVAR, samples: TeacherSamples, *, threshold: float, progress: Progress
+    teacher: ActVAR, student: ActVAR, samples: TeacherSamples, *, thresholds: Sequence[float], progress: Progress
 ) -> tuple[float, ...]:
-    """Refit the FFNs of ``student`` in place, at the decisions of ``threshold``, to what ``teacher``'s blocks put out.
+    """Refit the FFNs of ``student`` in place, at its decisions, to what ``teacher``'s blocks put out.
+
+    The sequences are shared out among the ``thresholds``: one set of weights serves all of them.
 
     Where the student has learned guidance, so has the teacher: both compute the same row.
     Every scale counts the same. Returns every block's error afterwards, as `hidden_error` has it. Tokens that the
@@ -111,7 +113,7 @@ def refit(
     """
     images = max(1, TOKENS // ((1 if student.config.guidance else 2) * student.config.tokenizer.num_tokens))
     labels, var_input = rows_of(teacher, samples.labels[:images], samples.tokens[:images])
-    strength = student.transformer.teacher_forced(threshold).strength
+    strength = student.transformer.teacher_forced(thresholds[0]).strength
     var, length = student.transformer, student.config.tokenizer.num_tokens
     embedded, cond = teacher.transformer.embed(labels, var_input, strength)
     wanted, made = list(embedded.split(ROWS)), list(embedded.split(ROWS))
@@ -127,7 +129,7 @@ def refit(
             kept: list[Tensor] = []
             for i, (x, a) in enumerate(zip(made, ada, strict=True)):
                 everything = torch.arange(len(x) * length, device=x.device)
-                context = var.teacher_forced(threshold, pick=everything)
+                context = var.teacher_forced(thresholds[i % len(thresholds)], pick=everything)
                 made[i] = block(x, a, context)
                 decisions, record = context.decisions[0], context.records[0]
                 assert decisions.on is not None

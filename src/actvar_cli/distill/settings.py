@@ -55,10 +55,10 @@ class DistillSettings(Frozen):
     """Budget, data, optimiser and stages of a distillation."""
 
     budget: Annotated[float, Field(gt=0, lt=1, description="share of the dense transformer's FLOPs to reach")] = 0.7
-    budgets: Annotated[
+    also: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
-        Field(description="further budgets that get a threshold, as far as they can be reached"),
-    ] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+        Field(description="further budgets that the same student is trained for, in turn with the first"),
+    ] = ()
     images: Annotated[int, Field(ge=8, description="images sampled from the teacher as training data")] = 1024
     batch: Annotated[int, Field(ge=1, description="images per optimiser step")] = 32
     lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 2e-4
