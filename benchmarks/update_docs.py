@@ -158,6 +158,28 @@ def dense_speed() -> str:
     return markdown(header, rows) + "\n\n" + note
 
 
+def guidance() -> str:
+    """What one row that has learned guidance is worth."""
+    r = read("guidance.json")
+    rows = [
+        (
+            f"{row['rows']}, cfg {row['cfg']:g}",
+            f"{row['cost']:.3f}",
+            f"{row['distance']:.3f}",
+            f"{100 * row['accuracy']:.1f} %",
+            "" if row["kl"] is None else f"{row['kl']:.4f}",
+        )
+        for row in r["rows"]
+    ]
+    explained = ", ".join(f"{100 * share:.1f}" for share in r["explained_by_block"])
+    note = (
+        f"{r['count']:,} samples each; {r['steps']} steps of batch {r['batch']}, {r['seconds']:.0f} s; "
+        f"torch {r['torch']}. Of the energy of the unconditional row's updates on the last three scales, those of the "
+        f"conditional row explain, block by block, {explained} %."
+    )
+    return markdown(("rows", "cost", "Fréchet distance", "class accuracy", "KL to two rows"), rows) + "\n\n" + note
+
+
 def main() -> None:
     """Copy and rewrite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,6 +193,7 @@ def main() -> None:
     fill(results, "trained", trained())
     if (RESULTS / "demo_quality.json").exists():
         fill(results, "quality", quality())
+    fill(results, "guidance", guidance())
     fill(results, "large-files", large_files())
     fill(results, "profiles", profiles())
     fill(results, "dense-speed", dense_speed())

@@ -21,6 +21,7 @@ SMALL = [
     "steps.convert.images=32",
     "steps.distill.images=32",
     "steps.distill.batch=8",
+    "steps.distill.stages.guidance.steps=4",
     "steps.distill.stages.experts.steps=4",
     "steps.distill.stages.tokens.steps=4",
     "steps.profile.batch=4",
