@@ -52,7 +52,7 @@ def test_the_shipped_recipe_runs_anywhere_and_only_once(tmp_path: Path) -> None:
     assert {"model.safetensors", "report.html", "run.json", "recipe.yaml"} <= {p.name for p in out.iterdir()}
     rows = {row["what"]: row for row in first["table"]}
     assert rows["cost, transformer"]["dense"] == "100.0 %"
-    assert 60 < float(rows["cost, transformer"]["compressed"].split()[0]) < 80
+    assert 40 < float(rows["cost, transformer"]["compressed"].split()[0]) < 48
     assert "data:image/png;base64," in (out / "report.html").read_text()
     before = (out / "model.safetensors").stat().st_mtime_ns
     run(tmp_path)
