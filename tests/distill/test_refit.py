@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -65,6 +67,22 @@ def test_a_refitted_student_is_closer_to_the_teacher_and_works_as_much() -> None
     assert len(errors) == 2
     assert block_errors(student, threshold) < 0.9 * before
     assert torch.equal(student.transformer.stack[0].router.fc1.weight, routers)
+
+
+def test_one_set_of_weights_serves_several_thresholds() -> None:
+    teacher = teacher_model()
+    converted = convert(teacher, ConvertSettings(experts=4, images=16)).model
+    low, high = (next(d.threshold for d in converted.config.dials if d.budget == b) for b in (0.6, 0.9))
+    samples = draw_samples(teacher, 128, seed=1, progress=Progress())
+    errors = []
+    for thresholds in ([low], [low, high]):
+        student = copy.deepcopy(converted)
+        refit(teacher, student, samples, thresholds=thresholds, progress=Progress())
+        errors.append((block_errors(student, low), block_errors(student, high)))
+    alone, both = errors
+    assert both[1] < alone[1]
+    assert both[0] < 1.2 * alone[0]
+    assert both[0] < block_errors(converted, low)
 
 
 @torch.no_grad()
