@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import platform
-import time
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from actvar_cli.progress import Progress
 
 RESULT = Path(__file__).parent / "results/guidance.json"
 LAST_SCALES = 3
-STRENGTHS = (0.0, 0.75, 1.5)
+STRENGTHS = (0.0, 0.75, 1.5, 2.0)
 
 
 @torch.no_grad()
@@ -62,9 +61,7 @@ def main() -> None:
     samples = draw_samples(teacher, options.images, seed=1_000_000, progress=progress)
     stages = Stages(guidance=GuidanceStage(steps=options.steps))
     settings = DistillSettings(images=options.images, batch=options.batch, stages=stages)
-    began = time.perf_counter()
     model = learn_guidance(teacher, samples, settings, seed=0, history=[], checkpoint=None, progress=progress)
-    seconds = time.perf_counter() - began
     model.threshold = -math.inf
     rows = []
     for cfg in STRENGTHS:
@@ -76,7 +73,6 @@ def main() -> None:
             print(rows[-1], flush=True)
     result = {
         "explained_by_block": explained(teacher, samples),
-        "seconds": seconds,
         "rows": rows,
         **vars(options),
         "torch": torch.__version__,

@@ -180,7 +180,7 @@ def guidance() -> str:
     ]
     explained = ", ".join(f"{100 * share:.1f}" for share in r["explained_by_block"])
     note = (
-        f"{r['count']:,} samples each; {r['steps']} steps of batch {r['batch']}, {r['seconds']:.0f} s; "
+        f"{r['count']:,} samples each; {r['steps']} steps of batch {r['batch']}; "
         f"torch {r['torch']}. Of the energy of the unconditional row's updates on the last three scales, those of the "
         f"conditional row explain, block by block, {explained} %."
     )

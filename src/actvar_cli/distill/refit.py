@@ -120,17 +120,22 @@ def refit(
     conditions = [ada.split(ROWS) for ada in teacher.transformer.conditions(cond)]
     weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
     errors: list[float] = []
+
+    def at_positions(ada: Tensor) -> Tensor:
+        # For few sequences at a time: with guidance learned, every position has parameters of its own.
+        return ada if strength is None else blend(ada, strength)
+
     with progress.task("refitting experts", len(var.stack)) as task:
         for original, block, ada in zip(teacher.transformer.stack, var.stack, conditions, strict=True):
             assert isinstance(block.ffn, ExpertFFN)
-            ada = [a if strength is None else blend(a, strength) for a in ada]
-            wanted = [original(x, a, teacher.transformer.teacher_forced()) for x, a in zip(wanted, ada, strict=True)]
+            plain = teacher.transformer.teacher_forced()
+            wanted = [original(x, at_positions(a), plain) for x, a in zip(wanted, ada, strict=True)]
             parts: list[Part] = []
             kept: list[Tensor] = []
             for i, (x, a) in enumerate(zip(made, ada, strict=True)):
                 everything = torch.arange(len(x) * length, device=x.device)
                 context = var.teacher_forced(thresholds[i % len(thresholds)], pick=everything)
-                made[i] = block(x, a, context)
+                made[i] = block(x, at_positions(a), context)
                 decisions, record = context.decisions[0], context.records[0]
                 assert decisions.on is not None
                 kept.append(everything if decisions.keep is None else decisions.keep.flatten().nonzero().squeeze(1))
