@@ -69,6 +69,11 @@ def test_a_student_computes_one_row_and_meets_a_budget_below_half() -> None:
     made.model.sample([0, 1, 2] * 16, seed=5, counter=counter)
     assert counter.cost == pytest.approx(0.4, abs=0.02)
     assert converted.config.guidance is None
+    # A second training without the stage goes on with what was learned.
+    again = distill(teacher_model(), made.model, settings(0))
+    assert again.model.config.guidance == made.model.config.guidance
+    assert torch.equal(again.model.transformer.guidance.classes, made.model.transformer.guidance.classes)
+    assert [h["stage"] for h in again.history] == ["experts"] * 4 + ["tokens"] * 4
 
 
 @pytest.mark.parametrize(("label", "step"), [("guidance", 9), ("experts", 3)])

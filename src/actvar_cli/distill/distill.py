@@ -232,6 +232,10 @@ def distill(
         )
         student.transformer.guidance.load_state_dict(guided.transformer.guidance.state_dict())
         state = state if state and state["stage"] != "guidance" else None
+    elif student.config.guidance:
+        # Learned in an earlier distillation.
+        guided = with_guidance(teacher, student.config.guidance)
+        guided.transformer.guidance.load_state_dict(student.transformer.guidance.state_dict())
     budgets = [settings.budget, *settings.also]
     # The experts alone stop at a higher cost when token gates are to come; then one threshold weighs both.
     share = stages.experts.share if stages.tokens.steps else 1.0
