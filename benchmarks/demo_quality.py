@@ -1,7 +1,7 @@
 """Quality, cost and time of the demo's result at more samples and seeds than the demo itself has time for.
 
     actvar run var-fashion -o runs/var-fashion
-    python benchmarks/demo_quality.py runs/var-fashion/model.safetensors --budgets 0.35 0.45 --count 2000 --seeds 0 1
+    python benchmarks/demo_quality.py runs/var-fashion/model.safetensors --budgets 0.35 0.45 --count 1000 --seeds 0 1
 
 One file at several budgets. Writes benchmarks/results/demo_quality.json: every evaluation in full, and summaries over
 the seeds.
