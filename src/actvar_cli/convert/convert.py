@@ -19,7 +19,7 @@ from actvar_cli.model.block import Block
 from actvar_cli.model.config import ExpertsConfig
 from actvar_cli.model.device import return_memory
 from actvar_cli.model.experts import ExpertFFN
-from actvar_cli.model.extend import extended
+from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 
@@ -105,7 +105,7 @@ def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
 def with_experts(teacher: ActVAR, experts: ExpertsConfig) -> ActVAR:
     """A model with the weights of ``teacher``, which it shares, and room for what ``experts`` needs."""
     config = teacher.config.model_copy(update={"experts": experts, "default_budget": DEFAULT_BUDGET})
-    return extended(teacher, config)
+    return rebuilt(teacher, config)
 
 
 @torch.no_grad()

@@ -30,7 +30,6 @@ class CostModel:
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.config = config
         tok = config.tokenizer
-        self.rows = 1 if config.guidance else 2
         sizes = [pn * pn for pn in tok.patch_nums]
         lengths = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         per_token = [(attention_macs(config, 1, 0, length), attention_macs(config, 0, 1, length)) for length in lengths]
@@ -50,7 +49,7 @@ class CostModel:
         self.pair = ffn_macs(config, 1)
         self.router = router_macs(config, 1)
         length = tok.num_tokens
-        self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, self.rows * n) for n in sizes)
+        self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, config.rows * n) for n in sizes)
         self.fixed += embed_macs(config, length - sizes[0])
         self.dense = dense_macs(config)
 
@@ -71,4 +70,4 @@ class CostModel:
                 keep = made.keep.float()
                 work = keep * work + (1 - keep) * self.skipped + self.gated
             total = total + work.sum(1).mean()
-        return (self.rows * total + self.fixed) / self.dense
+        return (self.config.rows * total + self.fixed) / self.dense

@@ -6,34 +6,36 @@ Source: ActVAR (arXiv 2511.12893) for the two stages; losses and schedules are o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from actvar_cli.convert.calibration import calibrate_dials
+from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.convert.recording import TeacherSamples, decisions_at, draw_samples
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.refit import refit
-from actvar_cli.distill.schedule import learning_rate, mixed_precision
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
+from actvar_cli.distill.training import Optimiser, batch_of, training
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.guidance import guidance_by_position, guide
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows, rows_of
 from actvar_cli.progress import Progress
 
-BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
-"""Budgets that get a threshold besides those trained for, as far as they can be reached."""
+LOW_BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55)
+"""Budgets that get a threshold besides those trained for and those of a conversion, as far as they can be reached."""
+
+LEARNS = (".ffn.", ".router.", ".reconstruction.")
+"""Parts whose parameters learn: experts, their means, routers, reconstructions; gates and all else stay fixed."""
 
 CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
@@ -81,25 +83,6 @@ def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, image
     return (low + high) / 2
 
 
-def trainable(model: ActVAR) -> dict[str, nn.Parameter]:
-    """The parameters that learn: experts, their means, routers, reconstructions; gates and all else stay fixed."""
-    parts = (".ffn.", ".router.", ".reconstruction.")
-    return {n: p for n, p in model.transformer.named_parameters() if any(part in n for part in parts)}
-
-
-@contextmanager
-def training(model: ActVAR) -> Iterator[dict[str, nn.Parameter]]:
-    """Only `trainable` parameters take gradients inside; none does afterwards."""
-    chosen = trainable(model)
-    model.requires_grad_(False)
-    for parameter in chosen.values():
-        parameter.requires_grad_(True)
-    try:
-        yield chosen
-    finally:
-        model.requires_grad_(False)
-
-
 @torch.no_grad()
 def score_spread(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
     """Standard deviation of all routers' scores in a teacher-forced pass at ``threshold``."""
@@ -133,33 +116,27 @@ def run_stage(
 
     ``guided`` is the teacher with guidance learned, where the student has learned it too; else the teacher.
     """
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision(settings.precision, student.device), cpu=student.device.type == "cpu"
-    )
     cost_model = CostModel(student.config, student.device)
     weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
     learned = student.config.guidance
-    guidance = guidance_by_position(student.config, learned.cfg if learned else SamplingSettings().cfg)
-    guidance = guidance.to(student.device)
-    generator = torch.Generator().manual_seed(seed)
-    with training(student) as parameters, progress.task(f"distilling {name}", steps) as task:
-        names = list(parameters)
-        optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    guidance = guidance_by_position(student.config, learned.cfg if learned else SamplingSettings().cfg, student.device)
+    with training(student, LEARNS) as parameters, progress.task(f"distilling {name}", steps) as task:
+        optimiser = Optimiser(
+            parameters, lr=settings.lr, steps=steps, precision=settings.precision, device=student.device
+        )
         done, temperature = 0, SOFTNESS * score_spread(student, samples, aims[0].threshold)
         state = read_state(checkpoint)
         if checkpoint and state and state["stage"] == name:
-            load_checkpoint(checkpoint, student.transformer, optimizer, names)
+            load_checkpoint(checkpoint, student.transformer, optimiser.adam, optimiser.names)
             done, history[:], temperature = state["step"], state["history"], state["temperature"]
             task.advance(done)
         for step in range(done, steps):
-            generator.manual_seed(seed + step)
-            index = torch.randint(len(samples), (settings.batch,), generator=generator).to(student.device)
-            labels, tokens = samples.labels[index], samples.tokens[index]
+            labels, tokens = batch_of(samples, settings.batch, seed + step)
             budget, threshold = aims[step % len(aims)]
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []
-            with accelerator.autocast():
+            with optimiser.accelerator.autocast():
                 with torch.no_grad():
                     rows, var_input = paired_rows(teacher, labels, tokens)
                     target = teacher.transformer(rows, var_input, hidden=None if learned else teacher_hidden)
@@ -177,13 +154,7 @@ def run_stage(
             hidden = hidden_error(teacher_hidden, student_hidden, weights)
             excess = cost_excess(cost, budget)
             loss = kl + settings.weights.hidden * hidden + settings.weights.cost * excess
-            optimizer.param_groups[0]["lr"] = settings.lr * learning_rate(step, steps)
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            # A step whose gradient explodes is left out: one bad batch must not undo the routers.
-            if torch.isfinite(norm):
-                optimizer.step()
+            norm = optimiser.step(loss, step)
             entry = {"loss": loss, "kl": kl, "hidden": hidden, "cost": cost, "grad_norm": norm}
             history.append(
                 {"stage": name, "step": step, "budget": budget, **{k: float(v.detach()) for k, v in entry.items()}}
@@ -193,7 +164,7 @@ def run_stage(
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
                 state |= {"aims": aims, "seed": seed, "settings": settings.model_dump(mode="json")}
                 state["gated_blocks"] = student.config.token_gate and student.config.token_gate.blocks
-                save_checkpoint(checkpoint, student.transformer, optimizer, names, state)
+                save_checkpoint(checkpoint, student.transformer, optimiser.adam, optimiser.names, state)
 
 
 def distill(
@@ -221,8 +192,9 @@ def distill(
     if stages.guidance.steps:
         student = with_guidance(student, GuidanceConfig(cfg=stages.guidance.cfg))
     most = CostModel(student.config, student.device).most()
-    if (highest := max(settings.budget, *settings.also, 0)) >= most:
-        raise InputError(f"a budget of {highest:g} saves nothing: with all experts on, the cost is {most:.3f}")
+    budgets = [settings.budget, *settings.also]
+    if max(budgets) >= most:
+        raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
     samples = draw_samples(teacher, settings.images, seed=seed + 1_000_000, progress=progress)
     history: list[dict[str, Any]] = []
     guided = teacher
@@ -236,7 +208,6 @@ def distill(
         # Learned in an earlier distillation.
         guided = with_guidance(teacher, student.config.guidance)
         guided.transformer.guidance.load_state_dict(student.transformer.guidance.state_dict())
-    budgets = [settings.budget, *settings.also]
     # The experts alone stop at a higher cost when token gates are to come; then one threshold weighs both.
     share = stages.experts.share if stages.tokens.steps else 1.0
     first = [most - share * (most - budget) for budget in budgets]
@@ -279,7 +250,7 @@ def distill(
     thresholds = [aim.threshold for aim in aims]
     dials = calibrate_dials(
         student,
-        sorted({*budgets, *(b for b in BUDGETS if b > min(budgets))}),
+        sorted({*budgets, *(b for b in LOW_BUDGETS + BUDGETS if b > min(budgets))}),
         span=(min(thresholds) - 12, max(thresholds) + 4),
         seed=seed,
         progress=progress,

@@ -106,12 +106,11 @@ def refit(
     """Refit the FFNs of ``student`` in place, at its decisions, to what ``teacher``'s blocks put out.
 
     The sequences are shared out among the ``thresholds``: one set of weights serves all of them.
-
     Where the student has learned guidance, so has the teacher: both compute the same row.
     Every scale counts the same. Returns every block's error afterwards, as `hidden_error` has it. Tokens that the
     student leaves out count for that, but not for the fit.
     """
-    images = max(1, TOKENS // ((1 if student.config.guidance else 2) * student.config.tokenizer.num_tokens))
+    images = max(1, TOKENS // (student.config.rows * student.config.tokenizer.num_tokens))
     labels, var_input = rows_of(teacher, samples.labels[:images], samples.tokens[:images])
     strength = student.transformer.teacher_forced(thresholds[0]).strength
     var, length = student.transformer, student.config.tokenizer.num_tokens
@@ -120,22 +119,18 @@ def refit(
     conditions = [ada.split(ROWS) for ada in teacher.transformer.conditions(cond)]
     weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
     errors: list[float] = []
-
-    def at_positions(ada: Tensor) -> Tensor:
-        # For few sequences at a time: with guidance learned, every position has parameters of its own.
-        return ada if strength is None else blend(ada, strength)
-
     with progress.task("refitting experts", len(var.stack)) as task:
         for original, block, ada in zip(teacher.transformer.stack, var.stack, conditions, strict=True):
             assert isinstance(block.ffn, ExpertFFN)
             plain = teacher.transformer.teacher_forced()
-            wanted = [original(x, at_positions(a), plain) for x, a in zip(wanted, ada, strict=True)]
+            # Blended for few sequences at a time: with guidance learned, every position has parameters of its own.
+            wanted = [original(x, blend(a, strength), plain) for x, a in zip(wanted, ada, strict=True)]
             parts: list[Part] = []
             kept: list[Tensor] = []
             for i, (x, a) in enumerate(zip(made, ada, strict=True)):
                 everything = torch.arange(len(x) * length, device=x.device)
                 context = var.teacher_forced(thresholds[i % len(thresholds)], pick=everything)
-                made[i] = block(x, at_positions(a), context)
+                made[i] = block(x, blend(a, strength), context)
                 decisions, record = context.decisions[0], context.records[0]
                 assert decisions.on is not None
                 kept.append(everything if decisions.keep is None else decisions.keep.flatten().nonzero().squeeze(1))

@@ -12,8 +12,8 @@ from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, re
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
+from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR
-from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
 IDLE = 0.85
@@ -21,7 +21,7 @@ IDLE = 0.85
 
 
 def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None = None) -> ActVAR:
-    """A copy of ``student`` with untrained token gates and reconstructions in ``blocks`` (``None``: in all)."""
+    """``student`` with untrained token gates and reconstructions in ``blocks`` (``None``: in all)."""
     last = len(student.config.tokenizer.patch_nums)
     dim = student.config.transformer.embed_dim
     gate = TokenGateConfig(
@@ -34,13 +34,9 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
 
 
 def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
-    """A copy of ``student`` with the gates of ``gate``: those it has keep their weights, others are untrained."""
+    """``student`` with the gates of ``gate``: those it has keep their weights, which are shared; others are 0."""
     config = student.config.model_copy(update={"token_gate": gate})
-    transformer = VAR(config).to(student.device)
-    transformer.load_state_dict(student.transformer.state_dict(), strict=False)
-    model = ActVAR(config, transformer, student.tokenizer).eval()
-    model.threshold = student.threshold
-    return model
+    return rebuilt(student, config)
 
 
 def saving(config: ModelConfig, density: float) -> float:
@@ -99,7 +95,7 @@ def fit_token_gates(
 
 @torch.no_grad()
 def drop_idle_gates(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 16) -> ActVAR:
-    """A copy of ``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see."""
+    """``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see."""
     gate = student.config.token_gate
     assert gate is not None
     gated = student.transformer.gated_positions()

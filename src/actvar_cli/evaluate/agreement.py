@@ -35,7 +35,7 @@ def guided_logits(model: ActVAR, labels: Tensor, tokens: Tensor, cfg: float) -> 
     if context.strength is not None:
         return model.transformer(*single_rows(model, labels, tokens), context)  # type: ignore[no-any-return]
     logits = model.transformer(*paired_rows(model, labels, tokens), context)
-    return guide(logits, guidance_by_position(model.config, cfg).to(model.device))
+    return guide(logits, guidance_by_position(model.config, cfg, model.device))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.experts import FFN, ExpertFFN
+from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.router import Router, straight_through
 from actvar_cli.model.token_gate import Reconstruction, TokenGate
 
@@ -119,7 +120,7 @@ class Block(nn.Module):
         return self._sample(x, ada, context)
 
     def _teacher_forced(self, x: Tensor, ada: Tensor, context: TeacherForced) -> Tensor:
-        g1, g2, scale1, scale2, shift1, shift2 = (ada if ada.dim() == 4 else ada.unsqueeze(2)).unbind(1)
+        g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         made = Decisions()
         h = self.normalise(x, scale1, shift1)
         y = x + g1 * self.attn(h, bias=context.bias)
@@ -142,7 +143,7 @@ class Block(nn.Module):
         return y  # type: ignore[no-any-return]
 
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
-        g1, g2, scale1, scale2, shift1, shift2 = ada.unsqueeze(2).unbind(1)
+        g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         h = self.normalise(x, scale1, shift1)
         keep = None
         if context.threshold is not None and context.scale in self.gated_scales:

@@ -188,6 +188,11 @@ class ModelConfig(Frozen):
         return self.model_copy(update={"experts": None, "token_gate": None, "guidance": None})
 
     @property
+    def rows(self) -> int:
+        """Rows that are computed for each image at a threshold: both of guidance, or one that has learned it."""
+        return 1 if self.guidance else 2
+
+    @property
     def is_dense(self) -> bool:
         """Whether nothing was converted: the model as published."""
         return self.experts is None and self.token_gate is None and self.guidance is None

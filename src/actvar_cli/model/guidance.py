@@ -26,11 +26,11 @@ def guide(logits: Tensor, guidance: float | Tensor) -> Tensor:
     return (1 + guidance) * conditional - guidance * unconditional
 
 
-def guidance_by_position(config: ModelConfig, cfg: float) -> Tensor:
+def guidance_by_position(config: ModelConfig, cfg: float, device: torch.device | None = None) -> Tensor:
     """`guidance_at` for every position of the sequence, (L, 1): what `guide` takes for a whole sequence."""
     patch_nums = config.tokenizer.patch_nums
     strengths = torch.tensor([guidance_at(scale, len(patch_nums), cfg) for scale in range(len(patch_nums))])
-    return strengths.repeat_interleave(torch.tensor([pn * pn for pn in patch_nums])).unsqueeze(1)
+    return strengths.repeat_interleave(torch.tensor([pn * pn for pn in patch_nums])).unsqueeze(1).to(device)
 
 
 class GuidanceEmbedding(nn.Module):
@@ -51,13 +51,20 @@ class GuidanceEmbedding(nn.Module):
         return torch.stack((cond, cond + self.classes[labels]), dim=1)
 
 
-def blend(made: Tensor, strength: float | Tensor) -> Tensor:
+def blend(made: Tensor, strength: float | Tensor | None) -> Tensor:
     """AdaLN parameters between those without and those with guidance.
 
     ``made`` (R, 2, n, C) at a ``strength`` that is one number gives (R, n, C), at one per position (l, 1) gives
-    (R, n, l, C).
+    (R, n, l, C). With ``strength`` ``None``, guidance is not learned: ``made`` (R, n, C) stays what it is.
     """
+    if strength is None:
+        return made
     plain, guided = made.unbind(1)
     if isinstance(strength, Tensor):
         return torch.lerp(plain.unsqueeze(2).float(), guided.unsqueeze(2).float(), strength)
     return torch.lerp(plain, guided, strength)
+
+
+def over_tokens(ada: Tensor) -> tuple[Tensor, ...]:
+    """AdaLN parameters (R, n, C) or (R, n, l, C) apart: n times (R, 1 or l, C), to go with tokens (R, l, C)."""
+    return (ada if ada.dim() == 4 else ada.unsqueeze(2)).unbind(1)

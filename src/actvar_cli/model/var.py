@@ -13,7 +13,7 @@ from actvar_cli.model.block import Block, Sampling, TeacherForced
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.guidance import GuidanceEmbedding, blend, guidance_by_position
+from actvar_cli.model.guidance import GuidanceEmbedding, blend, guidance_by_position, over_tokens
 from actvar_cli.model.products import Linear
 
 
@@ -27,10 +27,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor, strength: float | Tensor | None = None) -> Tensor:
         """``x`` (R, l, C) and the class embedding ``cond`` (R, C), or with a ``strength`` (R, 2, C), see `blend`."""
-        made = self.ada_lin(cond).unflatten(-1, (2, self.dim))
-        if strength is not None:
-            made = blend(made, strength)
-        scale, shift = (made if made.dim() == 4 else made.unsqueeze(2)).unbind(1)
+        scale, shift = over_tokens(blend(self.ada_lin(cond).unflatten(-1, (2, self.dim)), strength))
         out: Tensor = F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
         return out
 
@@ -141,8 +138,8 @@ class VAR(nn.Module):
         """
         learned, strength = self.config.guidance, None
         if learned and threshold is not None:
-            strength = guidance_by_position(self.config, learned.cfg if cfg is None else cfg).to(self.lvl_1L.device)
-            strength = strength / learned.cfg
+            cfg = learned.cfg if cfg is None else cfg
+            strength = guidance_by_position(self.config, cfg, self.lvl_1L.device) / learned.cfg
         cut = None
         if threshold is not None:
             offsets = torch.tensor(self.config.scale_offsets, device=self.lvl_1L.device)
@@ -177,7 +174,7 @@ class VAR(nn.Module):
         context = context or self.teacher_forced()
         x, cond = self.embed(labels, var_input, context.strength)
         for block, ada in zip(self.blocks, self.conditions(cond), strict=True):
-            x = block(x, ada if context.strength is None else blend(ada, context.strength), context)
+            x = block(x, blend(ada, context.strength), context)
             if hidden is not None:
                 hidden.append(x)
         return self.logits(x, cond, context.strength)
@@ -210,5 +207,5 @@ class VAR(nn.Module):
         if strength is not None:
             x = x + strength * self.guidance.scales[scale]
         for block, parameters in zip(self.blocks, ada, strict=True):
-            x = block(x, parameters if strength is None else blend(parameters, strength), context)
+            x = block(x, blend(parameters, strength), context)
         return self.logits(x, cond, strength)

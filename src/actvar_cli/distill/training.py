@@ -1,0 +1,71 @@
+"""What the stages' training loops have in common: what learns, on which samples, and how a step is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from actvar_cli.convert.recording import TeacherSamples
+from actvar_cli.model.device import fast_bf16
+from actvar_cli.model.sampling import ActVAR
+
+
+@contextmanager
+def training(model: ActVAR, parts: tuple[str, ...]) -> Iterator[dict[str, nn.Parameter]]:
+    """Only the transformer's parameters with one of ``parts`` in their names take gradients inside; none afterwards."""
+    chosen = {n: p for n, p in model.transformer.named_parameters() if any(part in n for part in parts)}
+    model.requires_grad_(False)
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    try:
+        yield chosen
+    finally:
+        model.requires_grad_(False)
+
+
+def batch_of(samples: TeacherSamples, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Labels (B,) and tokens (B, L) of ``size`` samples; the same ones under the same ``seed``."""
+    index = torch.randint(len(samples), (size,), generator=torch.Generator().manual_seed(seed))
+    index = index.to(samples.labels.device)
+    return samples.labels[index], samples.tokens[index]
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Factor of the learning rate: linear over the first tenth, then a cosine down to nothing."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+class Optimiser:
+    """AdamW over ``parameters`` for ``steps`` steps; ``precision`` is that of `DistillSettings`."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, lr: float, steps: int, precision: str, device: torch.device
+    ) -> None:
+        mixed = precision == "bf16" or (precision == "auto" and fast_bf16(device))
+        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device.type == "cpu")
+        self.parameters, self.lr, self.steps = parameters, lr, steps
+        self.adam = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters' names, in AdamW's order."""
+        return list(self.parameters)
+
+    def step(self, loss: Tensor, number: int) -> Tensor:
+        """Take step ``number``, counted from 0, down the gradient of ``loss``; returns the gradient's norm."""
+        self.adam.param_groups[0]["lr"] = self.lr * learning_rate(number, self.steps)
+        self.adam.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        # A step whose gradient explodes is left out: one bad batch must not undo the routers.
+        if torch.isfinite(norm):
+            self.adam.step()
+        return norm
