@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actvar_cli.convert.grouping import balanced_assignment, balanced_kmeans, group_neurons
+from actvar_cli.convert.settings import Method
+from actvar_cli.model.config import TransformerConfig
+from actvar_cli.model.experts import FFN
 
 
 @settings(max_examples=40, deadline=None)
@@ -31,7 +36,35 @@ def test_planted_clusters_are_found() -> None:
     assert all(len(labels[truth == g].unique()) == 1 for g in range(4))
 
 
-@pytest.mark.parametrize("method", ["kmeans", "random", "contiguous"])
-def test_no_neuron_is_lost(method: str) -> None:
-    permutation = group_neurons(torch.randn(64, 8), 4, method, torch.Generator().manual_seed(0))
+def ffn(dim: int = 16) -> FFN:
+    torch.manual_seed(0)
+    return FFN(TransformerConfig(depth=1, embed_dim=dim, num_heads=2))
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_no_neuron_is_lost(method: Method) -> None:
+    permutation = group_neurons(ffn(), torch.randn(40, 16), 4, method, torch.Generator().manual_seed(0))
     assert permutation.sort().values.tolist() == list(range(64))
+
+
+def test_by_magnitude_the_first_expert_has_the_largest_neurons() -> None:
+    net = ffn()
+    with torch.no_grad():
+        net.fc2.weight[:, 5:21] *= 100
+    permutation = group_neurons(net, torch.randn(40, 16), 4, "magnitude", torch.Generator().manual_seed(0))
+    assert sorted(permutation[:16].tolist()) == list(range(5, 21))
+
+
+def test_by_coactivation_neurons_that_fire_together_are_together() -> None:
+    net, h = ffn(), torch.zeros(400, 16)
+    which = torch.arange(400) % 4
+    h[torch.arange(400), which] = 1
+    kinds = torch.arange(64) % 4
+    with torch.no_grad():
+        # Weights that look alike to k-means, since only four of sixteen inputs ever vary.
+        net.fc1.weight.copy_(torch.randn(64, 16))
+        net.fc1.weight[:, :4] = -5
+        net.fc1.weight[torch.arange(64), kinds] = 5
+        net.fc1.bias.zero_()
+    permutation = group_neurons(net, h, 4, "coactivation", torch.Generator().manual_seed(0))
+    assert all(len(kinds[part].unique()) == 1 for part in permutation.split(16))

@@ -16,6 +16,7 @@ def convert(
     output: Output,
     experts: Annotated[int, option(S, "experts")] = default(S, "experts"),
     method: Annotated[str, option(S, "method")] = default(S, "method"),
+    router: Annotated[str, option(S, "router")] = default(S, "router"),
     images: Annotated[int, option(S, "images")] = default(S, "images"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -28,7 +29,7 @@ def convert(
     Neurons are permuted, never lost: with all experts on, the result is checked to be the same function. Routers are
     fitted to the model's own activations, so the file is usable at once, as at --budget 0.8.
     """
-    settings = checked(S, {"experts": experts, "method": method, "images": images}, {})
+    settings = checked(S, {"experts": experts, "method": method, "router": router, "images": images}, {})
     out, output = Out(as_json=as_json, quiet=quiet), check_file(output, force=force)
     from actvar_cli.recipe import models, work
     from actvar_cli.weights.artefact import save
@@ -39,9 +40,16 @@ def convert(
     difference, budgets = converted.max_logit_difference, converted.model.budgets()
     rows = [
         ("experts in every FFN", f"{experts}, grouped by {method}"),
+        ("router", router),
         ("largest logit difference, all experts on", f"{difference:.1e}"),
         ("budgets", ", ".join(f"{budget:g}" for budget in budgets) or "none that experts alone reach"),
         ("written", str(output)),
     ]
-    data = {"experts": experts, "method": method, "max_logit_difference": difference, "budgets": budgets}
+    data = {
+        "experts": experts,
+        "method": method,
+        "router": router,
+        "max_logit_difference": difference,
+        "budgets": budgets,
+    }
     out.result({**data, "router_fit": list(converted.router_fit)}, table("convert", "", rows=rows), path=output)

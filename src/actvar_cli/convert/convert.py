@@ -20,6 +20,7 @@ from actvar_cli.model.config import ExpertsConfig
 from actvar_cli.model.device import return_memory
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.rebuild import rebuilt
+from actvar_cli.model.router import RelativeRouter, Router, StaticRouter
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 
@@ -74,7 +75,7 @@ def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator
     """Set the experts' means and fit the router to what each expert's absence would change.
 
     The target is the log energy of the expert's deviation from its mean, after g2, relative to the block's output.
-    Returns the fit (R^2) and the scores (n, E).
+    Returns the fit (R^2; 0 where the router does not look at the token) and the scores (n, E).
     """
     ffn = block.ffn
     assert isinstance(ffn, ExpertFFN)
@@ -90,7 +91,13 @@ def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator
             deviation = ffn.output_of(expert, hidden[part], -mean) * record.gain[part]
             energies[part, expert] = deviation.square().sum(1)
     targets = log_ratio(energies, record.energy.unsqueeze(1))
-    return fit_perceptron(block.router, h, targets, generator), block.router(h)
+    if isinstance(block.router, RelativeRouter):
+        targets = targets - targets.amax(1, keepdim=True)
+    if isinstance(block.router, Router):
+        return fit_perceptron(block.router, h, targets, generator), block.router(h)
+    if isinstance(block.router, StaticRouter):
+        block.router.scores.copy_(targets.mean(0))
+    return 0.0, block.router(h)
 
 
 def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
@@ -130,6 +137,7 @@ def convert(
     progress = progress or Progress()
     generator = torch.Generator().manual_seed(seed)
     arch = teacher.config.transformer
+    by_token = settings.router in ("learned", "relative")
     images = settings.images_for(teacher.config)
     recorder = Recorder(teacher, min(max(1, TOKENS // images), teacher.config.tokenizer.num_tokens), generator)
     with quick_calibration(teacher):
@@ -142,15 +150,17 @@ def convert(
             num_experts=settings.experts,
             router_dim=max(8, arch.embed_dim // 8),
             method=settings.method,
-            scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums),
+            router=settings.router,
+            # What knows nothing of a token does not know its scale either.
+            scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums) if by_token else (),
         ),
     )
     fits: list[float] = []
     scores: list[Tensor] = []
     with progress.task(f"splitting FFNs ({settings.method}), fitting routers", arch.depth) as task:
         for block, record in zip(student.transformer.stack, recorder.records(), strict=True):
-            weight = block.ffn.fc1.weight.detach().cpu()
-            permute_experts(block, group_neurons(weight, settings.experts, settings.method, generator))
+            h = record.h.to(block.ffn.fc1.weight.dtype)
+            permute_experts(block, group_neurons(block.ffn, h, settings.experts, settings.method, generator))
             with quick_calibration(teacher):
                 fit, scored = calibrate_router(block, record, generator)
             fits.append(fit)

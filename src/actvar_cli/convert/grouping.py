@@ -9,6 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actvar_cli.convert.settings import Method
+from actvar_cli.model.experts import FFN
+
+COACTIVATION_TOKENS = 1024
+"""Tokens that neurons are seen to be active on together."""
+
 
 def balanced_assignment(distance: Tensor) -> Tensor:
     """Give each of N rows one of E groups of N / E, nearest first; ``distance`` (N, E) to labels (N,).
@@ -49,14 +55,33 @@ def balanced_kmeans(rows: Tensor, groups: int, generator: torch.Generator, itera
     return labels
 
 
-def group_neurons(fc1_weight: Tensor, experts: int, method: str, generator: torch.Generator) -> Tensor:
-    """A permutation (hidden,) that lines the neurons up expert by expert.
+def coactivation(hidden: Tensor) -> Tensor:
+    """Neurons by what makes them active, (hidden, n), from their activations ``hidden`` (n, hidden).
 
-    ``fc1_weight`` (hidden, C); ``method`` is ``kmeans``, ``random`` or ``contiguous``.
+    The cosine of two rows is how often, and how strongly, two neurons are active together.
     """
-    hidden = len(fc1_weight)
+    return hidden.float().abs().T.contiguous()
+
+
+def magnitude(ffn: FFN) -> Tensor:
+    """How large a neuron's weights are, (hidden,): the product of the norms of what it reads and what it writes."""
+    size: Tensor = ffn.fc1.weight.float().norm(dim=1) * ffn.fc2.weight.float().norm(dim=0)
+    return size
+
+
+@torch.no_grad()
+def group_neurons(ffn: FFN, h: Tensor, experts: int, method: Method, generator: torch.Generator) -> Tensor:
+    """A permutation (hidden,), on the CPU, that lines the neurons of ``ffn`` up expert by expert.
+
+    ``h`` (n, C) are inputs of the FFN that activations are looked at on. With ``magnitude`` the first expert has the
+    largest neurons, and so on.
+    """
+    hidden = len(ffn.fc1.weight)
     if method == "contiguous":
         return torch.arange(hidden)
     if method == "random":
         return torch.randperm(hidden, generator=generator)
-    return balanced_kmeans(fc1_weight, experts, generator).argsort(stable=True)
+    if method == "magnitude":
+        return magnitude(ffn).argsort(descending=True, stable=True).cpu()
+    rows = ffn.fc1.weight if method == "kmeans" else coactivation(ffn.hidden(h[:COACTIVATION_TOKENS]))
+    return balanced_kmeans(rows.detach().cpu(), experts, generator).argsort(stable=True)

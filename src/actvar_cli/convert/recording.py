@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from actvar_cli.progress import Progress
 
 CACHE_BYTES = 3 * 2**26
 """Room for the keys and values of images that are sampled together while calibrating; one image may take more."""
+
+GPU_CACHE_BYTES = 2**31
+"""The same on a GPU, which few images leave idle."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,14 @@ class FFNRecord:
 
 
 def sampling_batch(model: ActVAR) -> int:
-    """How many images to sample at once so that their keys and values stay within `CACHE_BYTES`; 32 at most."""
+    """How many images to sample at once so that their keys and values stay within `CACHE_BYTES`.
+
+    At most 32, or 512 on a GPU.
+    """
     arch, length = model.config.transformer, model.config.tokenizer.num_tokens
     per_image = 2 * 2 * arch.depth * length * arch.embed_dim * model.transformer.cache_dtype.itemsize
-    return min(32, max(1, CACHE_BYTES // per_image))
+    room, most = (CACHE_BYTES, 32) if model.device.type == "cpu" else (GPU_CACHE_BYTES, 512)
+    return min(most, max(1, room // per_image))
 
 
 def quick_calibration(model: ActVAR) -> torch.autocast:
@@ -151,23 +158,23 @@ def _keep_input(seen: list[Tensor]) -> Any:
 
 
 def draw_samples(
-    teacher: ActVAR, count: int, *, seed: int, progress: Progress, recorder: Recorder | None = None
+    model: ActVAR, count: int, *, seed: int, progress: Progress, recorder: Recorder | None = None
 ) -> TeacherSamples:
     """Sample ``count`` images with classes in turn; CFG as in `SamplingSettings`. ``recorder`` watches."""
-    labels = balanced_labels(count, teacher.config.transformer.num_classes)
+    labels = balanced_labels(count, model.config.transformer.num_classes)
     tokens: list[Tensor] = []
     with (
         progress.task("sampling the teacher", count) as task,
-        returning_memory(teacher),
+        returning_memory(model),
         recorder.watching() if recorder else ExitStack(),
     ):
-        for i, part in enumerate(labels.split(sampling_batch(teacher))):
+        for i, part in enumerate(labels.split(sampling_batch(model))):
             if recorder:
                 recorder.begin(len(part))
-            tokens.append(teacher.sample_tokens(part, seed=seed + i))
+            tokens.append(model.sample_tokens(part, seed=seed + i))
             return_memory()
             task.advance(len(part))
-    return TeacherSamples(labels.to(teacher.device), torch.cat(tokens))
+    return TeacherSamples(labels.to(model.device), torch.cat(tokens))
 
 
 @torch.no_grad()
@@ -190,13 +197,15 @@ def record_blocks(
     generator: torch.Generator,
     progress: Progress,
     batch: int = 8,
-) -> list[Record]:
+) -> tuple[list[Record], Tensor]:
     """Run teacher-forced over ``samples`` and keep, from every block, ``per_image`` random tokens per image.
 
     ``positions`` (P,) are the positions of the sequence to choose from. All rows that the model computes take part.
+    Returns the records of the blocks, and the scales (n,) of the tokens.
     """
     length = model.config.tokenizer.num_tokens
     chunks: list[list[Record]] = []
+    picked: list[Tensor] = []
     with progress.task("recording updates", len(samples)) as task:
         for i in range(0, len(samples), batch):
             labels, tokens = samples.labels[i : i + batch], samples.tokens[i : i + batch]
@@ -208,9 +217,11 @@ def record_blocks(
             context: TeacherForced = model.transformer.teacher_forced(threshold, pick=pick)
             model.transformer(rows, var_input, context)
             chunks.append(context.records)
+            picked.append(pick)
             task.advance(len(labels))
-    names = ("h", "h_ffn", "gain", "update", "out")
-    return [
+    names = [field.name for field in fields(Record)]
+    made = [
         Record(*(torch.cat([getattr(chunk[b], name) for chunk in chunks]) for name in names))
         for b in range(model.config.transformer.depth)
     ]
+    return made, model.transformer.lvl_1L[0][torch.cat(picked) % length]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from actvar_cli.model.block import Record
 from actvar_cli.model.token_gate import Reconstruction
 
 
@@ -49,8 +50,25 @@ def fit_perceptron(net: nn.Module, inputs: Tensor, targets: Tensor, generator: t
 
 
 @torch.no_grad()
-def fit_reconstruction(net: Reconstruction, h: Tensor, update: Tensor, ridge: float = 1e-3) -> float:
-    """Reduced-rank ridge regression of ``update`` (N, C) on ``h`` (N, C); returns the share of energy explained.
+def fit_reconstruction(net: Reconstruction, record: Record) -> float:
+    """Fit ``net`` to the updates of ``record`` in closed form; returns the share of their energy that it explains."""
+    rest = record.update
+    previous = record.previous if net.from_previous else None
+    if previous is not None:
+        x, y = previous - previous.mean(0), rest - rest.mean(0)
+        net.gain.copy_((x * y).sum(0) / x.square().sum(0).clamp_min(1e-12))
+        rest = rest - net.gain * previous
+    if net.by_rank:
+        fit_low_rank(net, record.h, rest)
+    elif net.bias is not None:
+        net.bias.copy_(rest.mean(0))
+    error = (net(record.h, previous) - record.update).square().sum()
+    return float(1 - error / record.update.square().sum().clamp_min(1e-12))
+
+
+@torch.no_grad()
+def fit_low_rank(net: Reconstruction, h: Tensor, update: Tensor, ridge: float = 1e-3) -> None:
+    """Reduced-rank ridge regression of ``update`` (N, C) on ``h`` (N, C).
 
     The ridge solution, projected on the leading right singular vectors of its fitted values, is the best map of that
     rank (Izenman 1975).
@@ -70,5 +88,3 @@ def fit_reconstruction(net: Reconstruction, h: Tensor, update: Tensor, ridge: fl
     net.down.weight.copy_((down * size).float())
     net.up.weight.copy_((leading / size).float())
     net.up.bias.copy_((y_mean - x_mean @ full @ leading @ leading.T).float())
-    error = (net(h) - update).square().sum()
-    return float(1 - error / update.square().sum().clamp_min(1e-12))

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from actvar_cli.model.config import Frozen
+from actvar_cli.model.config import Frozen, RouterKind
 
 if TYPE_CHECKING:
     from actvar_cli.model.config import ModelConfig
+
+Method = Literal["kmeans", "coactivation", "magnitude", "random", "contiguous"]
+"""How neurons can be grouped; see `convert.grouping`."""
 
 WORK = 24 * 10**11
 """MACs of dense sampling that calibration may take, about."""
@@ -26,9 +29,19 @@ class ConvertSettings(Frozen):
 
     experts: Annotated[int, Field(ge=2, description="experts per FFN; must divide its hidden size")] = 8
     method: Annotated[
-        Literal["kmeans", "random", "contiguous"],
-        Field(description="how neurons are grouped: balanced k-means on fc1 rows, at random, or as they come"),
+        Method,
+        Field(
+            description="how neurons are grouped: balanced k-means on fc1 rows (kmeans) or on what makes them active "
+            "(coactivation), by the size of their weights (magnitude), at random, or as they come (contiguous)"
+        ),
     ] = "kmeans"
+    router: Annotated[
+        RouterKind,
+        Field(
+            description="what picks a token's experts: scores above a threshold (learned), near its best one's "
+            "(relative); the same ones for all tokens (static), random ones, or none: all are always on"
+        ),
+    ] = "learned"
     images: Annotated[
         int | None,
         Field(

@@ -24,7 +24,7 @@ from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, 
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
-from actvar_cli.distill.training import Optimiser, batch_of, training
+from actvar_cli.distill.training import Optimiser, Sequences, training
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.guidance import guidance_by_position, guide
@@ -34,8 +34,8 @@ from actvar_cli.progress import Progress
 LOW_BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55)
 """Budgets that get a threshold besides those trained for and those of a conversion, as far as they can be reached."""
 
-LEARNS = (".ffn.", ".router.", ".reconstruction.")
-"""Parts whose parameters learn: experts, their means, routers, reconstructions; gates and all else stay fixed."""
+LEARNS = {"experts": (".ffn.", ".router.", ".reconstruction."), "blocks": ("blocks.", "guidance.")}
+"""Parts whose parameters learn, by `DistillSettings.learns`; gates get no gradient and stay fixed in either case."""
 
 CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
@@ -120,7 +120,7 @@ def run_stage(
     weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
     learned = student.config.guidance
     guidance = guidance_by_position(student.config, learned.cfg if learned else SamplingSettings().cfg, student.device)
-    with training(student, LEARNS) as parameters, progress.task(f"distilling {name}", steps) as task:
+    with training(student, LEARNS[settings.learns]) as parameters, progress.task(f"distilling {name}", steps) as task:
         optimiser = Optimiser(
             parameters, lr=settings.lr, steps=steps, precision=settings.precision, device=student.device
         )
@@ -130,8 +130,12 @@ def run_stage(
             load_checkpoint(checkpoint, student.transformer, optimiser.adam, optimiser.names)
             done, history[:], temperature = state["step"], state["history"], state["temperature"]
             task.advance(done)
+        sequences = Sequences(samples, student, settings.own, settings.batch, [aim.threshold for aim in aims])
         for step in range(done, steps):
-            labels, tokens = batch_of(samples, settings.batch, seed + step)
+            if step % CHECKPOINT_EVERY == 0:
+                # In step with the checkpoints: what goes on from one draws the same.
+                sequences.renew(seed + step // CHECKPOINT_EVERY)
+            labels, tokens = sequences.batch(seed + step)
             budget, threshold = aims[step % len(aims)]
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actvar_cli.model.config import Frozen
+from actvar_cli.model.config import Frozen, GateKind, ReconstructionKind
 
 
 class GuidanceStage(Frozen):
@@ -34,6 +34,12 @@ class TokensStage(Frozen):
     steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 leaves the stage out")] = 200
     rank: Annotated[int, Field(ge=1, description="rank of the reconstruction")] = 32
     scales: Annotated[int, Field(ge=1, description="how many of the last scales have a token gate")] = 3
+    gate: Annotated[
+        GateKind, Field(description="what decides: the token (learned), its scale and block (static), its position")
+    ] = "learned"
+    reconstruction: Annotated[ReconstructionKind, Field(description="what stands in for a skipped token's update")] = (
+        "low-rank"
+    )
 
 
 class Stages(Frozen):
@@ -61,7 +67,14 @@ class DistillSettings(Frozen):
     ] = ()
     images: Annotated[int, Field(ge=8, description="images sampled from the teacher as training data")] = 1024
     batch: Annotated[int, Field(ge=1, description="images per optimiser step")] = 32
+    own: Annotated[
+        float, Field(ge=0, le=1, description="share of every batch that the student sampled itself, not the teacher")
+    ] = 0.0
     lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 2e-4
+    learns: Annotated[
+        Literal["experts", "blocks"],
+        Field(description="what learns: FFNs, routers and reconstructions, or all of every block, for long trainings"),
+    ] = "experts"
     stages: Stages = Stages()
     weights: LossWeights = LossWeights()
     precision: Annotated[

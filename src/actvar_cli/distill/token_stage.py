@@ -14,6 +14,7 @@ from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.token_gate import StaticGate
 from actvar_cli.progress import Progress
 
 IDLE = 0.85
@@ -28,6 +29,8 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
         scales=tuple(range(max(1, last - stage.scales), last)),
         gate_dim=max(8, dim // 16),
         rank=min(stage.rank, dim),
+        kind=stage.gate,
+        reconstruction=stage.reconstruction,
         blocks=None if blocks is None else tuple(blocks),
     )
     return _with_gates(student, gate)
@@ -72,7 +75,7 @@ def fit_token_gates(
     # Without token gates for now: what is recorded is what each block would do to every token.
     for block in blocks:
         block.gated_scales = ()
-    records = record_blocks(
+    records, scales = record_blocks(
         student,
         samples,
         positions=positions,
@@ -86,9 +89,14 @@ def fit_token_gates(
     with progress.task("fitting token gates", len(blocks)) as task:
         for block, record in zip(blocks, records, strict=True):
             block.gated_scales = config.token_gate.scales
-            explained.append(fit_reconstruction(block.reconstruction, record.h, record.update))
-            error = relative_energy(block.reconstruction(record.h) - record.update, record.out)
-            fit_perceptron(block.token_gate, record.h, error - per_expert, generator)
+            explained.append(fit_reconstruction(block.reconstruction, record))
+            stand_in = block.reconstruction(record.h, record.previous if block.reconstruction.from_previous else None)
+            error = relative_energy(stand_in - record.update, record.out) - per_expert
+            if isinstance(block.token_gate, StaticGate):
+                for scale in config.token_gate.scales:
+                    block.token_gate.scores[scale] = error[scales == scale].mean()
+            else:
+                fit_perceptron(block.token_gate, record.h, error, generator)
             task.advance(note=f"explains {explained[-1]:.2f}")
     return tuple(explained)
 

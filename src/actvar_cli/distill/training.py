@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from actvar_cli.convert.recording import TeacherSamples
+from actvar_cli.convert.recording import TeacherSamples, draw_samples
 from actvar_cli.model.device import fast_bf16
 from actvar_cli.model.sampling import ActVAR
+from actvar_cli.progress import Progress
+
+OWN_BATCHES = 2
+"""How many batches' worth of sequences the student draws at a time."""
 
 
 @contextmanager
@@ -33,6 +37,40 @@ def batch_of(samples: TeacherSamples, size: int, seed: int) -> tuple[Tensor, Ten
     index = torch.randint(len(samples), (size,), generator=torch.Generator().manual_seed(seed))
     index = index.to(samples.labels.device)
     return samples.labels[index], samples.tokens[index]
+
+
+class Sequences:
+    """What a stage trains on: samples of the teacher, and for a ``share`` of every batch those of the student itself.
+
+    Those it meets when it samples freely; they are drawn anew, at one threshold after the other, as it learns.
+    """
+
+    def __init__(
+        self, samples: TeacherSamples, student: ActVAR, share: float, size: int, thresholds: Sequence[float]
+    ) -> None:
+        self.samples, self.student, self.thresholds = samples, student, thresholds
+        self.own = round(share * size)
+        self.size = size
+        self.drawn: TeacherSamples | None = None
+
+    def renew(self, seed: int) -> None:
+        """Draw the student's own sequences anew; their thresholds take turns with ``seed``."""
+        if not self.own:
+            return
+        before = self.student.threshold
+        self.student.threshold = self.thresholds[seed % len(self.thresholds)]
+        try:
+            self.drawn = draw_samples(self.student, OWN_BATCHES * self.size, seed=seed, progress=Progress())
+        finally:
+            self.student.threshold = before
+
+    def batch(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Labels (B,) and tokens (B, L) of one batch."""
+        labels, tokens = batch_of(self.samples, self.size - self.own, seed)
+        if self.drawn is None:
+            return labels, tokens
+        more = batch_of(self.drawn, self.own, seed)
+        return torch.cat((labels, more[0])), torch.cat((tokens, more[1]))
 
 
 def learning_rate(step: int, steps: int) -> float:

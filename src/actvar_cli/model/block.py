@@ -14,8 +14,8 @@ from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
-from actvar_cli.model.router import Router, straight_through
-from actvar_cli.model.token_gate import Reconstruction, TokenGate
+from actvar_cli.model.router import router_of, straight_through
+from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update, previous_updates
 
 
 @dataclass
@@ -35,13 +35,15 @@ class Record:
     """What one block did to the picked positions: each (n, C).
 
     ``h`` is the block's input after AdaLN, ``h_ffn`` the FFN's input after AdaLN, ``gain`` the FFN's g2, ``update``
-    what the block adds when the token is computed, ``out`` the block's output.
+    what the block adds when the token is computed, ``previous`` what it added at the scale before at the same place,
+    ``out`` the block's output.
     """
 
     h: Tensor
     h_ffn: Tensor
     gain: Tensor
     update: Tensor
+    previous: Tensor
     out: Tensor
 
 
@@ -49,13 +51,15 @@ class Record:
 class TeacherForced:
     """A pass over a whole known sequence: everything is computed, decisions are masks that let gradients through.
 
-    ``bias`` (1, 1, L, L) hides later scales; ``threshold`` (L,) is what scores must exceed at each position, ``None``
-    leaves all experts on and all tokens computed; ``gated`` (L,) says which positions have a token gate. ``pick`` (n,),
-    indices into the flattened (B, L), asks for a `Record` of these positions from every block. ``strength`` (L, 1) is
-    that of guidance, as a share of the one that was learned; ``None`` is the original model, which has not.
+    ``bias`` (1, 1, L, L) hides later scales; ``scales`` (L,) is the scale of each position, ``gated`` (L,) whether it
+    has a token gate; ``threshold`` (L,) is what scores must exceed there, ``None`` leaves all experts on and all tokens
+    computed. ``pick`` (n,), indices into the flattened (B, L), asks for a `Record` of these positions from every block.
+    ``strength`` (L, 1) is that of guidance, as a share of the one that was learned; ``None`` is the original model,
+    which has not.
     """
 
     bias: Tensor
+    scales: Tensor
     gated: Tensor
     threshold: Tensor | None = None
     temperature: float = 1.0
@@ -82,10 +86,11 @@ class Block(nn.Module):
         super().__init__()
         arch = config.transformer
         self.index, self.dim, self.eps = index, arch.embed_dim, arch.norm_eps
+        self.patch_nums = config.tokenizer.patch_nums
         self.attn = SelfAttention(arch, index)
         if config.experts:
             self.ffn: FFN = ExpertFFN(arch, config.experts)
-            self.router = Router(arch.embed_dim, config.experts.router_dim, config.experts.num_experts)
+            self.router = router_of(config.experts, arch.embed_dim, index)
         else:
             self.ffn = FFN(arch)
         if arch.shared_aln:
@@ -94,8 +99,8 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
         if config.token_gate and self.gated_scales:
-            self.token_gate = TokenGate(arch.embed_dim, config.token_gate.gate_dim)
-            self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate.rank)
+            self.token_gate = gate_of(config)
+            self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate)
 
     def condition(self, cond: Tensor) -> Tensor:
         """The AdaLN parameters (R, 6, C): g1, g2, 1 + scale1, 1 + scale2, shift1, shift2; float32.
@@ -133,21 +138,43 @@ class Block(nn.Module):
             made.on = straight_through(scores, context.threshold[:, None], context.temperature).to(h2.dtype)
             y = y + g2 * self.ffn(h2, made.on)
         if context.pick is not None:
-            parts = (h, h2, g2.expand_as(x), y - x, y)
+            parts = (h, h2, g2.expand_as(x), y - x, previous_updates(y - x, self.patch_nums), y)
             context.records.append(Record(*(t.detach().flatten(0, 1)[context.pick].float() for t in parts)))
         if context.threshold is not None and self.gated_scales:
             # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
-            made.keep = ((self.token_gate(h) > context.threshold) | ~context.gated).to(y.dtype)
-            y = torch.where(made.keep.unsqueeze(-1) > 0, y, x + self.reconstruction(h))
+            keep = (self.token_gate(h, context.scales) > context.threshold) | ~context.gated
+            made.keep = keep.to(y.dtype)
+            if self.reconstruction.from_previous:
+                y = self._from_previous(x, y, h, keep)
+            else:
+                y = torch.where(keep.unsqueeze(-1), y, x + self.reconstruction(h))
         context.decisions.append(made)
         return y  # type: ignore[no-any-return]
 
+    def _from_previous(self, x: Tensor, y: Tensor, h: Tensor, keep: Tensor) -> Tensor:
+        """The output of a whole sequence, each scale's stand-ins made from what the scale before really added."""
+        sizes = [pn * pn for pn in self.patch_nums]
+        out = list(y.split(sizes, dim=1))
+        for scale in self.gated_scales:
+            here = slice(sum(sizes[:scale]), sum(sizes[: scale + 1]))
+            before = out[scale - 1] - x[:, here.start - sizes[scale - 1] : here.start]
+            previous = previous_update(before, *self.patch_nums[scale - 1 : scale + 1])
+            stand_in = x[:, here] + self.reconstruction(h[:, here], previous)
+            out[scale] = torch.where(keep[:, here, None], out[scale], stand_in)
+        return torch.cat(out, dim=1)
+
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
+        out = self._sample_scale(x, ada, context)
+        if context.scale + 1 in self.gated_scales and self.reconstruction.from_previous:
+            context.cache.updates[self.index] = out - x
+        return out
+
+    def _sample_scale(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         h = self.normalise(x, scale1, shift1)
         keep = None
         if context.threshold is not None and context.scale in self.gated_scales:
-            keep = self.token_gate(h) > context.threshold
+            keep = self.token_gate(h, context.scale) > context.threshold
             if context.counter:
                 context.counter.gate(self.index, context.scale, keep)
         if keep is None or bool(keep.all()):
@@ -166,7 +193,12 @@ class Block(nn.Module):
         g1, g2, scale2, shift2 = ada[:, [0, 1, 3, 5]].flatten(1).index_select(0, rows).chunk(4, dim=1)
         y = torch.addcmul(tokens.index_select(0, kept), g1, attended)
         y = torch.addcmul(y, g2, self._ffn(self.normalise(y, scale2, shift2), context))
-        stand_in = tokens.index_select(0, skipped) + self.reconstruction(inputs.index_select(0, skipped))
+        previous = None
+        if self.reconstruction.from_previous:
+            before = context.cache.updates[self.index]
+            previous = previous_update(before, *self.patch_nums[context.scale - 1 : context.scale + 1])
+            previous = previous.flatten(0, 1).index_select(0, skipped)
+        stand_in = tokens.index_select(0, skipped) + self.reconstruction(inputs.index_select(0, skipped), previous)
         out = torch.empty_like(tokens).index_copy_(0, kept, y).index_copy_(0, skipped, stand_in).view_as(x)
         if context.counter:
             context.counter.attention(self.index, context.scale, len(kept), len(skipped), context.cache.length)

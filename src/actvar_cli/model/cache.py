@@ -6,12 +6,16 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of every block in ``room`` (2, depth, rows, heads, L, head_dim); only filled, never joined."""
+    """Keys and values of every block in ``room`` (2, depth, rows, heads, L, head_dim); only filled, never joined.
+
+    ``updates`` holds, for blocks that ask for it, what they added to the tokens of the scale before.
+    """
 
     def __init__(self, room: Tensor) -> None:
         self._keys, self._values = room.unbind(0)
         self._filled = 0
         self._size = 0
+        self.updates: dict[int, Tensor] = {}
 
     def begin_scale(self, tokens: int) -> None:
         """Make room for ``tokens`` more positions; every block then writes them once."""

@@ -5,7 +5,7 @@ The values are those a published checkpoint implies (arXiv 2404.02905); an artef
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -98,6 +98,16 @@ class TransformerConfig(Frozen):
         return self.embed_dim // self.num_heads
 
 
+RouterKind = Literal["learned", "relative", "static", "random", "none"]
+"""How the experts of a token are scored; see `model.router`."""
+
+GateKind = Literal["learned", "static", "position"]
+"""How a token gate scores a token; see `model.token_gate`."""
+
+ReconstructionKind = Literal["low-rank", "constant", "identity", "previous", "previous+low-rank"]
+"""What stands in for the update of a skipped token; see `model.token_gate`."""
+
+
 class ExpertsConfig(Frozen):
     """How every FFN is split: ``num_experts`` groups of equal size behind a router of ``router_dim`` neurons.
 
@@ -107,11 +117,12 @@ class ExpertsConfig(Frozen):
     num_experts: Annotated[int, Field(ge=2)]
     router_dim: PositiveInt
     method: str = "kmeans"
+    router: RouterKind = "learned"
     scale_offsets: tuple[float, ...] = ()
 
 
 class TokenGateConfig(Frozen):
-    """Which scales and ``blocks`` have a token gate, the width of the gate and the rank of the reconstruction.
+    """Which scales and ``blocks`` have a token gate, of which kind and width, and the reconstruction and its rank.
 
     ``blocks=None`` is all of them.
     """
@@ -119,6 +130,8 @@ class TokenGateConfig(Frozen):
     scales: tuple[Annotated[int, Field(ge=0)], ...]
     gate_dim: PositiveInt
     rank: PositiveInt
+    kind: GateKind = "learned"
+    reconstruction: ReconstructionKind = "low-rank"
     blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
 
     def scales_of(self, block: int) -> tuple[int, ...]:

@@ -30,21 +30,23 @@ def ffn_macs(config: ModelConfig, token_experts: int) -> int:
 
 def router_macs(config: ModelConfig, tokens: int) -> int:
     """MACs of scoring the experts of ``tokens`` tokens."""
-    if not config.experts:
+    if not config.experts or config.experts.router not in ("learned", "relative"):
         return 0
     return tokens * config.experts.router_dim * (config.transformer.embed_dim + config.experts.num_experts)
 
 
 def gate_macs(config: ModelConfig, tokens: int) -> int:
     """MACs of the token gate."""
-    if not config.token_gate:
+    if not config.token_gate or config.token_gate.kind != "learned":
         return 0
     return tokens * config.token_gate.gate_dim * (config.transformer.embed_dim + 1)
 
 
 def reconstruction_macs(config: ModelConfig, tokens: int) -> int:
     """MACs of standing in for ``tokens`` skipped tokens."""
-    return tokens * 2 * config.transformer.embed_dim * config.token_gate.rank if config.token_gate else 0
+    if not config.token_gate or "low-rank" not in config.token_gate.reconstruction:
+        return 0
+    return tokens * 2 * config.transformer.embed_dim * config.token_gate.rank
 
 
 def adaln_macs(config: ModelConfig, rows: int) -> int:

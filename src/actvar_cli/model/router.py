@@ -2,6 +2,8 @@
 
 A score is the logarithm of what leaving the expert out would cost, in units that are common to all blocks, so that one
 threshold serves the whole model. An expert is on where its score exceeds that threshold.
+
+``learned`` is the product's own; the other kinds are what it is compared with.
 """
 
 from __future__ import annotations
@@ -9,7 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from actvar_cli.model.config import ExpertsConfig
 from actvar_cli.model.products import Linear
+
+CERTAIN = 100.0
+"""A score above every threshold."""
 
 
 class Router(nn.Module):
@@ -23,6 +29,64 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scores of the FFN's input ``x``, after AdaLN."""
         return self.fc2(self.fc1(x, gelu=True))  # type: ignore[no-any-return]
+
+
+class RelativeRouter(Router):
+    """Scores relative to the token's best expert, which is always on: DMoE-VAR's threshold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores, the highest of a token being 0."""
+        scores = super().forward(x)
+        return scores - scores.amax(-1, keepdim=True)
+
+
+class StaticRouter(nn.Module):
+    """The same scores (E,) for every token: what is off is off for good, as in structured pruning."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(num_experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scores, for each token of ``x`` (…, C)."""
+        return self.scores.expand(*x.shape[:-1], -1)
+
+
+class RandomRouter(nn.Module):
+    """Scores drawn at random, the same ones for an input of the same shape."""
+
+    def __init__(self, num_experts: int, seed: int) -> None:
+        super().__init__()
+        self.num_experts, self.seed = num_experts, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logistic noise, (…, E)."""
+        generator = torch.Generator(x.device).manual_seed(self.seed)
+        return torch.rand(*x.shape[:-1], self.num_experts, generator=generator, device=x.device).logit(1e-6)
+
+
+class NoRouter(nn.Module):
+    """Every expert on for every token, whatever the threshold: token gates alone are left to save work."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores above every threshold, (…, E)."""
+        return x.new_full((*x.shape[:-1], self.num_experts), CERTAIN)
+
+
+def router_of(config: ExpertsConfig, dim: int, block: int) -> nn.Module:
+    """The router of the kind that ``config`` names, of tokens of width ``dim``, for ``block``."""
+    if config.router == "static":
+        return StaticRouter(config.num_experts)
+    if config.router == "random":
+        return RandomRouter(config.num_experts, block)
+    if config.router == "none":
+        return NoRouter(config.num_experts)
+    kind = RelativeRouter if config.router == "relative" else Router
+    return kind(dim, config.router_dim, config.num_experts)
 
 
 def straight_through(scores: Tensor, threshold: float | Tensor, temperature: float) -> Tensor:

@@ -1,12 +1,17 @@
 """The token gate and the reconstruction: compute only tokens that still change, stand in for the rest.
 
-Source: ActVAR (arXiv 2511.12893); the reconstruction is ours (docs/method.md).
+``learned`` gates and the ``low-rank`` reconstruction are the product's own; the other kinds are what they are compared
+with. Source: ActVAR (arXiv 2511.12893) for the gate; the reconstruction is ours (docs/method.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.products import Linear
 
 
@@ -18,19 +23,94 @@ class TokenGate(nn.Module):
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, 1)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Scores (…) of the block's input ``h`` (…, C), after AdaLN."""
+    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
+        """Scores (R, l) of the block's input ``h`` (R, l, C), after AdaLN, at one scale or at those of each token."""
         return self.fc2(self.fc1(h, gelu=True)).squeeze(-1)  # type: ignore[no-any-return]
 
 
-class Reconstruction(nn.Module):
-    """A low-rank linear map from the block's input, after AdaLN, to the block's whole update."""
+class StaticGate(nn.Module):
+    """The same score for all tokens of a scale: the whole block is computed there, or stood in for."""
 
-    def __init__(self, dim: int, rank: int) -> None:
+    def __init__(self, scales: int) -> None:
         super().__init__()
-        self.down = Linear(dim, rank, bias=False)
-        self.up = Linear(rank, dim)
+        self.scores = nn.Parameter(torch.zeros(scales))
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Map (…, C) to the update (…, C) that stands in for the block's."""
-        return self.up(self.down(h.to(self.down.weight.dtype)))  # type: ignore[no-any-return]
+    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
+        """The scores of the scales, (R, l)."""
+        return self.scores[scale].expand(h.shape[:-1])
+
+
+class PositionGate(StaticGate):
+    """A token is left out for where it is: a sparser and sparser grid is computed, whatever is in the picture."""
+
+    def __init__(self, patch_nums: Sequence[int]) -> None:
+        super().__init__(len(patch_nums))
+        self.patch_nums = tuple(patch_nums)
+
+    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
+        """The scale's score, higher for positions that are computed longer."""
+        if isinstance(scale, int):
+            order = grid_order(self.patch_nums[scale], h.device)
+        else:
+            order = torch.cat([grid_order(pn, h.device) for pn in self.patch_nums])
+        return super().forward(h, scale) + order
+
+
+def grid_order(side: int, device: torch.device) -> Tensor:
+    """Offsets (side * side,) that make ever fewer positions remain, evenly spread: an ordered dither (Bayer 1973)."""
+    rank = torch.zeros(1, 1)
+    while len(rank) < side:
+        rank = torch.cat((torch.cat((4 * rank, 4 * rank + 2), 1), torch.cat((4 * rank + 3, 4 * rank + 1), 1)))
+    rank = rank[:side, :side].flatten()
+    return ((rank.argsort().argsort() + 0.5) / len(rank)).logit().to(device)
+
+
+class Reconstruction(nn.Module):
+    """What stands in for the block's whole update of a token, from the block's input after AdaLN.
+
+    ``low-rank``: a low-rank linear map of the input. ``constant``: the same for all tokens. ``identity``: none.
+    ``previous``: the update of the scale before at the same place, times a gain for each channel, plus a constant.
+    ``previous+low-rank``: the sum of both.
+    """
+
+    def __init__(self, dim: int, gate: TokenGateConfig) -> None:
+        super().__init__()
+        kind = gate.reconstruction
+        self.by_rank, self.from_previous, self.bias = "low-rank" in kind, "previous" in kind, None
+        if self.by_rank:
+            self.down = Linear(dim, gate.rank, bias=False)
+            self.up = Linear(gate.rank, dim)
+        elif kind != "identity":
+            self.bias = nn.Parameter(torch.zeros(dim))
+        if self.from_previous:
+            self.gain = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, h: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Map (…, C) to the update (…, C); ``previous`` (…, C) is that of the scale before, from `previous_update`."""
+        made = self.up(self.down(h.to(self.down.weight.dtype))) if self.by_rank else torch.zeros_like(h)
+        if self.bias is not None:
+            made = made + self.bias
+        return made if previous is None else made + self.gain * previous
+
+
+def previous_update(update: Tensor, before: int, side: int) -> Tensor:
+    """The update (R, before², C) of one scale at the places of the next, (R, side², C): that of the nearest token."""
+    index = torch.arange(side, device=update.device) * before // side
+    return update[:, (index[:, None] * before + index).flatten()]
+
+
+def previous_updates(update: Tensor, patch_nums: Sequence[int]) -> Tensor:
+    """`previous_update` of all scales of a sequence, (R, L, C); 0 at the first."""
+    parts = update.split([pn * pn for pn in patch_nums], dim=1)
+    made = [previous_update(p, a, b) for p, a, b in zip(parts[:-1], patch_nums[:-1], patch_nums[1:], strict=True)]
+    return torch.cat((torch.zeros_like(parts[0]), *made), dim=1)
+
+
+def gate_of(config: ModelConfig) -> nn.Module:
+    """The token gate of the kind that ``config`` names."""
+    assert config.token_gate is not None
+    if config.token_gate.kind == "static":
+        return StaticGate(len(config.tokenizer.patch_nums))
+    if config.token_gate.kind == "position":
+        return PositionGate(config.tokenizer.patch_nums)
+    return TokenGate(config.transformer.embed_dim, config.token_gate.gate_dim)

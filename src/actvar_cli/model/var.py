@@ -144,7 +144,9 @@ class VAR(nn.Module):
         if threshold is not None:
             offsets = torch.tensor(self.config.scale_offsets, device=self.lvl_1L.device)
             cut = threshold - offsets[self.lvl_1L[0]]
-        return TeacherForced(self.attn_bias_for_masking, self.gated_positions(), cut, temperature, pick, strength)
+        return TeacherForced(
+            self.attn_bias_for_masking, self.lvl_1L[0], self.gated_positions(), cut, temperature, pick, strength
+        )
 
     def embed(self, labels: Tensor, var_input: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The first block's input (B, L, C) for a whole sequence, and what `conditions` takes; see `forward`.
