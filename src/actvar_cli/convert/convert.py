@@ -97,7 +97,7 @@ def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator
         return fit_perceptron(block.router, h, targets, generator), block.router(h)
     if isinstance(block.router, StaticRouter):
         block.router.scores.copy_(targets.mean(0))
-    return 0.0, block.router(h)
+    return 0.0, block.router(h).detach()
 
 
 def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:

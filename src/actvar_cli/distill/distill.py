@@ -60,7 +60,8 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
         raise InputError(f"the student {student.config.name} has no experts: convert it first")
     if (teacher.config.transformer, teacher.config.tokenizer) != (student.config.transformer, student.config.tokenizer):
         raise InputError("teacher and student have different architectures")
-    if not student.config.dials:
+    # Without a router, experts alone save nothing; with token gates there will be budgets.
+    if not student.config.dials and student.config.experts.router != "none":
         raise InputError(f"the student {student.config.name} has no calibrated budgets: convert it again")
 
 

@@ -23,8 +23,8 @@ class TokenGate(nn.Module):
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, 1)
 
-    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
-        """Scores (R, l) of the block's input ``h`` (R, l, C), after AdaLN, at one scale or at those of each token."""
+    def forward(self, h: Tensor, scale: int | Tensor = 0) -> Tensor:
+        """Scores (…) of the block's input ``h`` (…, C), after AdaLN, whatever the scale."""
         return self.fc2(self.fc1(h, gelu=True)).squeeze(-1)  # type: ignore[no-any-return]
 
 
@@ -36,7 +36,7 @@ class StaticGate(nn.Module):
         self.scores = nn.Parameter(torch.zeros(scales))
 
     def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
-        """The scores of the scales, (R, l)."""
+        """Scores (R, l) for ``h`` (R, l, C) at one scale, or at those (l,) of each token."""
         return self.scores[scale].expand(h.shape[:-1])
 
 

@@ -1,0 +1,169 @@
+"""Cost against quality: the shipped student, its parts, and every simpler way to spend the same FLOPs.
+
+    python benchmarks/quality.py --work /tmp/quality --count 10000 --seeds 0 1 2 --jobs 1
+
+The variants are those of benchmarks/quality.yaml. Each is converted, distilled and measured at every budget in a process
+of its own; what is done lies in --work and is not done again. Writes benchmarks/results/quality.json. On a GPU
+(--device cuda) several --jobs share it; on two CPU cores, --only ours,experts,... keeps it short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import actvar_cli
+from actvar_cli.convert.convert import convert
+from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.distill.distill import distill
+from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.evaluate.agreement import AgreementSums, add_agreement
+from actvar_cli.evaluate.distance import frechet_distance, moments
+from actvar_cli.evaluate.evaluate import batch_seed
+from actvar_cli.evaluate.images import to_uint8
+from actvar_cli.evaluate.reference import Reference, load_reference
+from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.device import device_name
+from actvar_cli.model.sampling import ActVAR, balanced_labels
+from actvar_cli.recipe.read import find, read
+from actvar_cli.recipe.steps import ConvertStep, DistillStep
+from actvar_cli.weights.artefact import save
+
+HERE = Path(__file__).parent
+VARIANTS = HERE / "quality.yaml"
+RESULT = HERE / "results/quality.json"
+KL_IMAGES = 1000
+
+
+def settings_of(variant: dict[str, Any]) -> tuple[ConvertSettings, DistillSettings]:
+    """The steps `convert` and `distill` of the long recipe, with what ``variant`` changes."""
+    changes = [
+        f"steps.{step}.{key}={value}" for step in ("convert", "distill") for key, value in variant.get(step, {}).items()
+    ]
+    steps = read(find("var-fashion-actvar"), changes).recipe.steps
+    first, second = steps[0], steps[1]
+    assert isinstance(first, ConvertStep) and isinstance(second, DistillStep)
+    return first.settings(ConvertSettings), second.settings(DistillSettings)
+
+
+@torch.inference_mode()
+def measured(model: ActVAR, reference: Reference, count: int, seed: int, batch: int) -> tuple[dict[str, float], Tensor]:
+    """Distance, class accuracy and cost of ``count`` samples; and the tokens of the first `KL_IMAGES`."""
+    labels = balanced_labels(count, model.config.transformer.num_classes)
+    counter = WorkCounter(model.config)
+    features, right, tokens = [], 0, []
+    for number, y in enumerate(labels.split(batch)):
+        made = model.sample(y, seed=batch_seed(seed, number), counter=counter)
+        found, predicted = reference.judge(to_uint8(made.images))
+        features.append(found)
+        right += int((predicted == y).sum())
+        if number * batch < KL_IMAGES:
+            tokens.append(made.tokens)
+    distance = frechet_distance(*moments(torch.cat(features)), *reference.test)
+    return {"distance": distance, "accuracy": right / count, "cost": counter.cost}, torch.cat(tokens)[:KL_IMAGES]
+
+
+def divergence(model: ActVAR, teacher: ActVAR, tokens: Tensor) -> float:
+    """KL to the teacher in nats per token, on ``tokens`` (N, L) with classes in turn."""
+    labels = balanced_labels(len(tokens), teacher.config.transformer.num_classes).to(tokens.device)
+    sums = AgreementSums.empty(len(teacher.config.tokenizer.patch_nums))
+    add_agreement(sums, model, teacher, labels, tokens, cfg=1.5)
+    return float(sums.kl.sum() / sums.tokens.sum())
+
+
+def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Make one variant and measure it at every budget; ``teacher`` is the original, measured only."""
+    teacher = actvar_cli.load("var-fashion", device=options.device)
+    reference, started = load_reference(teacher.device), time.perf_counter()
+    theirs = options.work / "teacher-tokens.pt"
+    if name == "teacher":
+        runs = [measured(teacher, reference, options.count, seed, options.batch) for seed in options.seeds]
+        torch.save(runs[0][1].cpu(), theirs)
+        return {"runs": [run for run, _ in runs]}
+    file = options.work / f"{name}.safetensors"
+    if not file.exists():
+        splitting, settings = settings_of(variant)
+        student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
+        # Minutes on a GPU, hours on a CPU: there it goes on where it was.
+        checkpoint = options.work / f"{name}.ckpt" if options.device == "cpu" else None
+        student = distill(teacher, student, settings, checkpoint=checkpoint).model
+        save(file, student, {"recipe": "var-fashion-actvar", "changes": variant}, dtype="float16")
+    student = actvar_cli.load(file, device=options.device)
+    trained = time.perf_counter() - started
+    cells: list[dict[str, Any]] = []
+    for budget in options.budgets:
+        try:
+            student.set_budget(budget)
+        except ValueError as error:
+            cells.append({"budget": budget, "why": str(error)})
+            continue
+        runs = [measured(student, reference, options.count, seed, options.batch) for seed in options.seeds]
+        kl = divergence(student, teacher, torch.load(theirs).to(teacher.device))
+        own = divergence(student, teacher, runs[0][1])
+        cells.append({"budget": budget, "runs": [run for run, _ in runs], "kl": kl, "kl_own": own})
+    return {"what": variant["what"], "cells": cells, "training_seconds": trained}
+
+
+def gather(options: argparse.Namespace, names: list[str]) -> None:
+    """Write the result of all variants that are done."""
+    done = {name: options.work / f"{name}.json" for name in names}
+    found = {name: json.loads(path.read_text()) for name, path in done.items() if path.exists()}
+    result = {
+        "count": options.count,
+        "seeds": options.seeds,
+        "teacher": found.pop("teacher", None),
+        "variants": found,
+        "torch": torch.__version__,
+        "device": device_name(torch.device(options.device)),
+    }
+    options.result.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main() -> None:
+    """Run what is not done yet, ``--jobs`` at a time, and gather the results."""
+    table = yaml.safe_load(VARIANTS.read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=10000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--budgets", type=float, nargs="+", default=table["budgets"])
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", help="variants, with commas between")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    variants = {"teacher": {}, **table["variants"]}
+    if options.worker:
+        made = work(options.worker, variants[options.worker], options)
+        (options.work / f"{options.worker}.json").write_text(json.dumps(made))
+        return
+    names = ["teacher", *(options.only.split(",") if options.only else table["variants"])]
+    waiting = [name for name in names if not (options.work / f"{name}.json").exists()]
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    while waiting or running:
+        # The teacher's tokens are what the others are compared on: it goes first, alone.
+        while waiting and len(running) < options.jobs and "teacher" not in running:
+            name = waiting.pop(0)
+            running[name] = subprocess.Popen([sys.executable, *sys.argv, "--worker", name])
+            print(f"{name}: started, {len(waiting)} waiting", flush=True)
+        time.sleep(0.5)
+        for name in [name for name, process in running.items() if process.poll() is not None]:
+            print(f"{name}: {'done' if running.pop(name).returncode == 0 else 'FAILED'}", flush=True)
+            gather(options, names)
+    gather(options, names)
+
+
+if __name__ == "__main__":
+    main()
