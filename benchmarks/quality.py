@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py --work /tmp/quality --count 10000 --seeds 0 1 2 --jobs 1
 
-The variants are those of benchmarks/quality.yaml. Each is converted, distilled and measured at every budget in a process
-of its own; what is done lies in --work and is not done again. Writes benchmarks/results/quality.json. On a GPU
-(--device cuda) several --jobs share it; on two CPU cores, --only ours,experts,... keeps it short.
+The variants are those of benchmarks/quality.yaml. Each is converted, distilled and measured at every budget in a
+process of its own; what is done lies in --work and is not done again. Writes benchmarks/results/quality.json. On a GPU
+(--device cuda --batch 500) several --jobs share it; on two CPU cores --only ours,experts keeps it short.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         runs = [measured(teacher, reference, options.count, seed, options.batch) for seed in options.seeds]
         torch.save(runs[0][1].cpu(), theirs)
         return {"runs": [run for run, _ in runs]}
-    file = options.work / f"{name}.safetensors"
-    if not file.exists():
+    file = variant.get("model") or options.work / f"{name}.safetensors"
+    if not variant.get("model") and not file.exists():
         splitting, settings = settings_of(variant)
         student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
         # Minutes on a GPU, hours on a CPU: there it goes on where it was.

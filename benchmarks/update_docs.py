@@ -14,11 +14,15 @@ import json
 import platform
 import re
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
+
+PARTS = 3
+"""How many of the variants of benchmarks/quality.yaml are the product's own parts; they come first."""
 
 
 def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -187,6 +191,57 @@ def guidance() -> str:
     return markdown(("rows", "cost", "Fréchet distance", "class accuracy", "KL to two rows"), rows) + "\n\n" + note
 
 
+def spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def compared(file: str) -> str:
+    """Every variant at every budget, from a result of benchmarks/quality.py: a table for each budget."""
+    r = read(file)
+    teacher = r["teacher"]["runs"]
+    rows: dict[float, list[tuple[str, ...]]] = {}
+    for name, variant in r["variants"].items():
+        for cell in variant["cells"]:
+            runs = cell["runs"]
+            rows.setdefault(cell["budget"], []).append(
+                (
+                    f"`{name}`: {variant['what']}",
+                    f"{statistics.mean(run['cost'] for run in runs):.3f}",
+                    spread([run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)], 2),
+                    spread([100 * run["accuracy"] for run in runs], 1),
+                    f"{cell['kl']:.3f}",
+                    f"{cell['kl_own']:.3f}",
+                )
+            )
+    header = ("", "cost", "distance by dense", "class accuracy, %", "KL to dense", "the same on own samples")
+    tables = [f"Budget {budget:g}:\n\n{markdown(header, found)}" for budget, found in rows.items()]
+    note = (
+        f"{r['count']:,} samples under each of {len(r['seeds'])} seeds, mean ± standard deviation; dense: distance "
+        f"{spread([t['distance'] for t in teacher], 3)}, class accuracy "
+        f"{spread([100 * t['accuracy'] for t in teacher], 1)} %. {r['device']}, torch {r['torch']}."
+    )
+    return "\n\n".join([*tables, note])
+
+
+def draw_compared(file: str, picture: Path) -> None:
+    """Cost against KL to the dense model, a line for each variant."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, variant) in enumerate(read(file)["variants"].items()):
+        points = [(statistics.mean(r["cost"] for r in c["runs"]), c["kl"]) for c in variant["cells"]]
+        style = "-" if number < PARTS else "--"
+        axes.plot(
+            *zip(*points, strict=True), style, marker="o" if style == "-" else ".", color=f"C{number % 10}", label=name
+        )
+    axes.set(xlabel="cost, transformer FLOPs by dense", ylabel="KL to the dense model, nats per token", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(picture, dpi=110)
+
+
 def main() -> None:
     """Copy and rewrite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,6 +255,9 @@ def main() -> None:
     fill(results, "trained", trained())
     fill(results, "quality", quality())
     fill(results, "guidance", guidance())
+    fill(results, "shipped", compared("shipped.json"))
+    fill(results, "compared", compared("quality.json"))
+    draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
     fill(results, "profiles", profiles())
     fill(results, "dense-speed", dense_speed())

@@ -52,7 +52,8 @@ def test_for_a_person_and_for_a_pipe(actvar: Actvar, models: Path) -> None:
         ),
         (
             ["DENSE", "--method", "kmean"],
-            "--method must be 'kmeans', 'coactivation', 'magnitude', 'random' or 'contiguous', not 'kmean' (did you mean 'kmeans'?)",
+            "--method must be 'kmeans', 'coactivation', 'magnitude', 'random' or 'contiguous', not 'kmean' "
+            "(did you mean 'kmeans'?)",
         ),
         (["COMPRESSED"], "tiny has experts already; convert the original model"),
         (["DENSE", "--device", "abacus"], "device 'abacus' is not usable here"),

@@ -10,6 +10,7 @@ from actvar_cli.convert.convert import Converted, convert
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.errors import InputError
+from actvar_cli.model.config import RouterKind
 from actvar_cli.model.router import Router
 from actvar_cli.model.sampling import paired_rows
 from actvar_cli.progress import Progress
@@ -87,3 +88,10 @@ def test_bad_settings_are_refused() -> None:
         convert(tiny_model(), ConvertSettings(experts=5))
     with pytest.raises(InputError, match="tiny has experts already; convert the original model"):
         convert(tiny_model(experts=True), SETTINGS)
+
+
+@pytest.mark.parametrize("router", ["relative", "static", "random", "none"])
+def test_every_kind_of_router_leaves_the_function_as_it_was(router: RouterKind) -> None:
+    made = convert(tiny_model(), ConvertSettings(experts=4, images=16, router=router))
+    assert made.max_logit_difference < 1e-4
+    assert bool(made.model.budgets()) == (router != "none")

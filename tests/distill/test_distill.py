@@ -15,6 +15,7 @@ from actvar_cli.distill import distill as module
 from actvar_cli.distill.distill import Distilled, distill
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
+from actvar_cli.distill.training import Sequences
 from actvar_cli.errors import InputError
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
@@ -114,3 +115,23 @@ def test_models_that_do_not_go_together_are_refused(converted: ActVAR) -> None:
         distill(converted, converted, settings())
     with pytest.raises(InputError, match="teacher and student have different architectures"):
         distill(tiny_model(shared_aln=True), converted, settings())
+
+
+def test_a_student_can_learn_from_its_own_sequences(converted: ActVAR) -> None:
+    samples = draw_samples(teacher_model(), 32, seed=3, progress=Progress())
+    sequences = Sequences(samples, converted, 0.5, 8, [converted.config.dials[0].threshold])
+    sequences.renew(0)
+    assert sequences.drawn is not None
+    labels, tokens = sequences.batch(1)
+    theirs = {tuple(row) for row in samples.tokens.tolist()}
+    own = {tuple(row) for row in sequences.drawn.tokens.tolist()}
+    assert len(labels) == 8
+    assert all(tuple(row) in theirs for row in tokens[:4].tolist())
+    assert all(tuple(row) in own for row in tokens[4:].tolist())
+
+
+def test_all_of_a_block_can_learn(converted: ActVAR) -> None:
+    few = settings(steps=2).model_copy(update={"learns": "blocks"})
+    before, after = converted.transformer, distill(teacher_model(), converted, few).model.transformer
+    assert not torch.equal(before.blocks[0].attn.mat_qkv.weight, after.blocks[0].attn.mat_qkv.weight)
+    assert torch.equal(before.head.weight, after.head.weight)

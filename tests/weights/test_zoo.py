@@ -9,9 +9,9 @@ from actvar_cli.weights.zoo import KNOWN, HubFile, entry_of
 
 
 def test_names_are_those_of_the_readme() -> None:
-    assert list(KNOWN) == ["var-fashion", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36"]
-    assert [entry.fid for entry in KNOWN.values()] == [None, 3.55, 2.95, 2.33, 1.97, 2.63]
-    assert [entry.embedded for entry in KNOWN.values()] == [True, False, False, False, False, False]
+    assert list(KNOWN) == ["var-fashion", "var-fashion-actvar", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36"]
+    assert [entry.fid for entry in KNOWN.values()] == [None, None, 3.55, 2.95, 2.33, 1.97, 2.63]
+    assert [entry.embedded for entry in KNOWN.values()] == [True, True, False, False, False, False, False]
 
 
 def test_digests_are_digests() -> None:

@@ -80,6 +80,12 @@ KNOWN: dict[str, ZooEntry] = {
             "var-fashion.safetensors",
             "var-fashion-tokenizer.safetensors",
         ),
+        ZooEntry(
+            "var-fashion-actvar",
+            "var-fashion, compressed: --budget 0.3 to 0.5; ships with actvar",
+            "var-fashion-actvar.safetensors",
+            "var-fashion-tokenizer.safetensors",
+        ),
         _published(
             16,
             256,
