@@ -17,6 +17,7 @@ from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
 from actvar_cli.distill.training import Sequences
 from actvar_cli.errors import InputError
+from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 from tests.distill.kill import KillAt, Killed
@@ -135,3 +136,16 @@ def test_all_of_a_block_can_learn(converted: ActVAR) -> None:
     before, after = converted.transformer, distill(teacher_model(), converted, few).model.transformer
     assert not torch.equal(before.blocks[0].attn.mat_qkv.weight, after.blocks[0].attn.mat_qkv.weight)
     assert torch.equal(before.head.weight, after.head.weight)
+
+
+@pytest.mark.parametrize(("gate", "reconstruction"), [("static", "low-rank"), ("position", "previous+low-rank")])
+def test_other_kinds_of_gates_reach_a_budget_too(gate: GateKind, reconstruction: ReconstructionKind) -> None:
+    student = convert(teacher_model(), ConvertSettings(experts=4, images=16, router="none")).model
+    few = settings(steps=2, budget=0.8)
+    tokens = few.stages.tokens.model_copy(update={"gate": gate, "reconstruction": reconstruction})
+    few = few.model_copy(update={"stages": few.stages.model_copy(update={"tokens": tokens})})
+    model = distill(teacher_model(), student, few).model
+    assert model.config.token_gate is not None
+    assert (model.config.token_gate.kind, model.config.token_gate.reconstruction) == (gate, reconstruction)
+    # Whole blocks are coarse steps.
+    assert measured_cost(model, model.threshold, images=12, seed=5) == pytest.approx(0.8, abs=0.06)

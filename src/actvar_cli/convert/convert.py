@@ -159,8 +159,7 @@ def convert(
     scores: list[Tensor] = []
     with progress.task(f"splitting FFNs ({settings.method}), fitting routers", arch.depth) as task:
         for block, record in zip(student.transformer.stack, recorder.records(), strict=True):
-            h = record.h.to(block.ffn.fc1.weight.dtype)
-            permute_experts(block, group_neurons(block.ffn, h, settings.experts, settings.method, generator))
+            permute_experts(block, group_neurons(block.ffn, record.h, settings.experts, settings.method, generator))
             with quick_calibration(teacher):
                 fit, scored = calibrate_router(block, record, generator)
             fits.append(fit)

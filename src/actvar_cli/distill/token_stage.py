@@ -103,9 +103,14 @@ def fit_token_gates(
 
 @torch.no_grad()
 def drop_idle_gates(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 16) -> ActVAR:
-    """``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see."""
+    """``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see.
+
+    Gates of the other kinds stay: they leave out equally many tokens of every row.
+    """
     gate = student.config.token_gate
     assert gate is not None
+    if gate.kind != "learned":
+        return student
     gated = student.transformer.gated_positions()
     decisions = decisions_at(student, samples, threshold, images)
     shares = [1.0 if made.keep is None else float(made.keep[:, gated].mean()) for made in decisions]
