@@ -232,10 +232,8 @@ def draw_compared(file: str, picture: Path) -> None:
     axes = figure.add_subplot()
     for number, (name, variant) in enumerate(read(file)["variants"].items()):
         points = [(statistics.mean(r["cost"] for r in c["runs"]), c["kl"]) for c in variant["cells"]]
-        style = "-" if number < PARTS else "--"
-        axes.plot(
-            *zip(*points, strict=True), style, marker="o" if style == "-" else ".", color=f"C{number % 10}", label=name
-        )
+        style = "-" if number < PARTS else "--" if number < 10 else ":"
+        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=f"C{number % 10}", label=name)
     axes.set(xlabel="cost, transformer FLOPs by dense", ylabel="KL to the dense model, nats per token", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, ncols=2)
