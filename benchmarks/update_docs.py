@@ -253,7 +253,6 @@ def main() -> None:
     fill(results, "trained", trained())
     fill(results, "quality", quality())
     fill(results, "guidance", guidance())
-    fill(results, "shipped", compared("shipped.json"))
     fill(results, "compared", compared("quality.json"))
     draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
