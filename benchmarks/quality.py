@@ -27,13 +27,11 @@ from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.distill import distill
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.evaluate.agreement import AgreementSums, add_agreement
-from actvar_cli.evaluate.distance import frechet_distance, moments
-from actvar_cli.evaluate.evaluate import batch_seed
-from actvar_cli.evaluate.images import to_uint8
+from actvar_cli.evaluate.evaluate import Run, batch_seed
 from actvar_cli.evaluate.reference import Reference, load_reference
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import device_name
-from actvar_cli.model.sampling import ActVAR, balanced_labels
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, balanced_labels
 from actvar_cli.recipe.read import find, read
 from actvar_cli.recipe.steps import ConvertStep, DistillStep
 from actvar_cli.weights.artefact import save
@@ -59,24 +57,20 @@ def settings_of(variant: dict[str, Any]) -> tuple[ConvertSettings, DistillSettin
 def measured(model: ActVAR, reference: Reference, count: int, seed: int, batch: int) -> tuple[dict[str, float], Tensor]:
     """Distance, class accuracy and cost of ``count`` samples; and the tokens of the first `KL_IMAGES`."""
     labels = balanced_labels(count, model.config.transformer.num_classes)
-    counter = WorkCounter(model.config)
-    features, right, tokens = [], 0, []
+    run, tokens = Run(model, WorkCounter(model.config)), []
     for number, y in enumerate(labels.split(batch)):
-        made = model.sample(y, seed=batch_seed(seed, number), counter=counter)
-        found, predicted = reference.judge(to_uint8(made.images))
-        features.append(found)
-        right += int((predicted == y).sum())
+        made = run.sample(y, batch_seed(seed, number), SamplingSettings(), reference)
         if number * batch < KL_IMAGES:
             tokens.append(made.tokens)
-    distance = frechet_distance(*moments(torch.cat(features)), *reference.test)
-    return {"distance": distance, "accuracy": right / count, "cost": counter.cost}, torch.cat(tokens)[:KL_IMAGES]
+    found = run.quality(labels, reference)
+    return found.model_dump(include={"distance", "accuracy", "cost"}), torch.cat(tokens)[:KL_IMAGES]
 
 
 def divergence(model: ActVAR, teacher: ActVAR, tokens: Tensor) -> float:
     """KL to the teacher in nats per token, on ``tokens`` (N, L) with classes in turn."""
     labels = balanced_labels(len(tokens), teacher.config.transformer.num_classes).to(tokens.device)
     sums = AgreementSums.empty(len(teacher.config.tokenizer.patch_nums))
-    add_agreement(sums, model, teacher, labels, tokens, cfg=1.5)
+    add_agreement(sums, model, teacher, labels, tokens, SamplingSettings().cfg)
     return float(sums.kl.sum() / sums.tokens.sum())
 
 
@@ -104,7 +98,7 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         try:
             student.set_budget(budget)
         except ValueError as error:
-            cells.append({"budget": budget, "why": str(error)})
+            print(f"{name}: {error}", flush=True)
             continue
         runs = [measured(student, reference, options.count, seed, options.batch) for seed in options.seeds]
         kl = divergence(student, teacher, torch.load(theirs).to(teacher.device))

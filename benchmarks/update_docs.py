@@ -21,8 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 
-PARTS = 3
-"""How many of the variants of benchmarks/quality.yaml are the product's own parts; they come first."""
+PARTS = ("ours", "experts", "gates")
+"""The variants of benchmarks/quality.yaml that are the product itself and its parts."""
 
 
 def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -38,6 +38,11 @@ def fill(page: Path, name: str, text: str) -> None:
     if not marked.search(content):
         raise SystemExit(f"{page.name} has no markers {name}:begin and {name}:end")
     page.write_text(marked.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", content))
+
+
+def plus_minus(mean: float, sd: float, digits: int) -> str:
+    """A mean and its standard deviation, as the pages show them."""
+    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
 
 
 def read(name: str) -> Any:
@@ -105,7 +110,9 @@ def quality() -> str:
     r = read("demo_quality.json")
 
     def cell(value: dict[str, float], digits: int) -> str:
-        return f"{value['mean']:.{digits}f}" + (f" ± {value['sd']:.{digits}f}" if len(r["seeds"]) > 1 else "")
+        if len(r["seeds"]) > 1:
+            return plus_minus(value["mean"], value["sd"], digits)
+        return f"{value['mean']:.{digits}f}"
 
     def row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
         compressed = "kl" in found
@@ -193,7 +200,7 @@ def guidance() -> str:
 
 def spread(values: list[float], digits: int) -> str:
     """Mean and standard deviation."""
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    return plus_minus(statistics.mean(values), statistics.stdev(values), digits)
 
 
 def compared(file: str) -> str:
@@ -232,7 +239,7 @@ def draw_compared(file: str, picture: Path) -> None:
     axes = figure.add_subplot()
     for number, (name, variant) in enumerate(read(file)["variants"].items()):
         points = [(statistics.mean(r["cost"] for r in c["runs"]), c["kl"]) for c in variant["cells"]]
-        style = "-" if number < PARTS else "--" if number < 10 else ":"
+        style = "-" if name in PARTS else "--" if number < 10 else ":"
         axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=f"C{number % 10}", label=name)
     axes.set(xlabel="cost, transformer FLOPs by dense", ylabel="KL to the dense model, nats per token", yscale="log")
     axes.grid(alpha=0.3, which="both")

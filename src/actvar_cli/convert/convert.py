@@ -16,7 +16,7 @@ from actvar_cli.convert.regression import fit_perceptron, log_ratio
 from actvar_cli.convert.settings import TOKENS, ConvertSettings, affordable_images
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.block import Block
-from actvar_cli.model.config import ExpertsConfig
+from actvar_cli.model.config import BY_TOKEN, ExpertsConfig
 from actvar_cli.model.device import return_memory
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.rebuild import rebuilt
@@ -137,7 +137,6 @@ def convert(
     progress = progress or Progress()
     generator = torch.Generator().manual_seed(seed)
     arch = teacher.config.transformer
-    by_token = settings.router in ("learned", "relative")
     images = settings.images_for(teacher.config)
     recorder = Recorder(teacher, min(max(1, TOKENS // images), teacher.config.tokenizer.num_tokens), generator)
     with quick_calibration(teacher):
@@ -152,7 +151,7 @@ def convert(
             method=settings.method,
             router=settings.router,
             # What knows nothing of a token does not know its scale either.
-            scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums) if by_token else (),
+            scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums) if settings.router in BY_TOKEN else (),
         ),
     )
     fits: list[float] = []

@@ -84,4 +84,4 @@ def group_neurons(ffn: FFN, h: Tensor, experts: int, method: Method, generator: 
     if method == "magnitude":
         return magnitude(ffn).argsort(descending=True, stable=True).cpu()
     rows = ffn.fc1.weight if method == "kmeans" else coactivation(ffn.hidden(h[:COACTIVATION_TOKENS]))
-    return balanced_kmeans(rows.detach().cpu(), experts, generator).argsort(stable=True)
+    return balanced_kmeans(rows.cpu(), experts, generator).argsort(stable=True)

@@ -90,7 +90,7 @@ def fit_token_gates(
         for block, record in zip(blocks, records, strict=True):
             block.gated_scales = config.token_gate.scales
             explained.append(fit_reconstruction(block.reconstruction, record))
-            stand_in = block.reconstruction(record.h, record.previous if block.reconstruction.from_previous else None)
+            stand_in = block.reconstruction(record.h, record.previous)
             error = relative_energy(stand_in - record.update, record.out) - per_expert
             if isinstance(block.token_gate, StaticGate):
                 for scale in config.token_gate.scales:

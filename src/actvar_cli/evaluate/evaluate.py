@@ -107,8 +107,8 @@ class Evaluation(Frozen):
 
 
 @dataclass
-class _Run:
-    """What is kept of one model's sampling: not the pictures."""
+class Run:
+    """What is kept of one model's sampling: not the pictures. `sample` as often as needed, then `quality` of it all."""
 
     model: ActVAR
     counter: WorkCounter
@@ -117,6 +117,7 @@ class _Run:
     predictions: list[Tensor] = field(default_factory=list)
 
     def sample(self, labels: Tensor, seed: int, settings: SamplingSettings, reference: Reference | None) -> Samples:
+        """Sample one image for each of ``labels`` (B,), timed, counted and judged."""
         synchronise(self.model.device)
         started = time.perf_counter()
         samples = self.model.sample(labels, seed=seed, settings=settings, counter=self.counter)
@@ -129,6 +130,7 @@ class _Run:
         return samples
 
     def quality(self, labels: Tensor, reference: Reference | None) -> Quality:
+        """How good all pictures are that were sampled, of ``labels`` (N,)."""
         distance = accuracy = by_class = None
         if reference:
             distance = max(0.0, frechet_distance(*moments(torch.cat(self.features)), *reference.test))
@@ -179,7 +181,7 @@ def evaluate(
     for note in notes:
         progress.say(note)
     labels = balanced_labels(count, teacher.config.transformer.num_classes)
-    left, right = _Run(teacher, WorkCounter(teacher.config)), _Run(model, WorkCounter(model.config))
+    left, right = Run(teacher, WorkCounter(teacher.config)), Run(model, WorkCounter(model.config))
     sums = AgreementSums.empty(len(teacher.config.tokenizer.patch_nums))
     equal, difference, compared = 0.0, 0.0, 0
     with progress.task("evaluating", count) as task:

@@ -36,7 +36,7 @@ class Record:
 
     ``h`` is the block's input after AdaLN, ``h_ffn`` the FFN's input after AdaLN, ``gain`` the FFN's g2, ``update``
     what the block adds when the token is computed, ``previous`` what it added at the scale before at the same place,
-    ``out`` the block's output.
+    (n, 0) if its reconstruction does not read that, ``out`` the block's output.
     """
 
     h: Tensor
@@ -98,9 +98,11 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
+        self.from_previous = False
         if config.token_gate and self.gated_scales:
             self.token_gate = gate_of(config)
             self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate)
+            self.from_previous = self.reconstruction.from_previous
 
     def condition(self, cond: Tensor) -> Tensor:
         """The AdaLN parameters (R, 6, C): g1, g2, 1 + scale1, 1 + scale2, shift1, shift2; float32.
@@ -138,13 +140,15 @@ class Block(nn.Module):
             made.on = straight_through(scores, context.threshold[:, None], context.temperature).to(h2.dtype)
             y = y + g2 * self.ffn(h2, made.on)
         if context.pick is not None:
-            parts = (h, h2, g2.expand_as(x), y - x, previous_updates(y - x, self.patch_nums), y)
+            update = y - x
+            previous = previous_updates(update, self.patch_nums) if self.from_previous else update[..., :0]
+            parts = (h, h2, g2.expand_as(x), update, previous, y)
             context.records.append(Record(*(t.detach().flatten(0, 1)[context.pick].float() for t in parts)))
         if context.threshold is not None and self.gated_scales:
             # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
             keep = (self.token_gate(h, context.scales) > context.threshold) | ~context.gated
             made.keep = keep.to(y.dtype)
-            if self.reconstruction.from_previous:
+            if self.from_previous:
                 y = self._from_previous(x, y, h, keep)
             else:
                 y = torch.where(keep.unsqueeze(-1), y, x + self.reconstruction(h))
@@ -165,7 +169,7 @@ class Block(nn.Module):
 
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
         out = self._sample_scale(x, ada, context)
-        if context.scale + 1 in self.gated_scales and self.reconstruction.from_previous:
+        if self.from_previous and context.scale + 1 in self.gated_scales:
             context.cache.updates[self.index] = out - x
         return out
 
@@ -194,7 +198,7 @@ class Block(nn.Module):
         y = torch.addcmul(tokens.index_select(0, kept), g1, attended)
         y = torch.addcmul(y, g2, self._ffn(self.normalise(y, scale2, shift2), context))
         previous = None
-        if self.reconstruction.from_previous:
+        if self.from_previous:
             before = context.cache.updates[self.index]
             previous = previous_update(before, *self.patch_nums[context.scale - 1 : context.scale + 1])
             previous = previous.flatten(0, 1).index_select(0, skipped)

@@ -101,6 +101,9 @@ class TransformerConfig(Frozen):
 RouterKind = Literal["learned", "relative", "static", "random", "none"]
 """How the experts of a token are scored; see `model.router`."""
 
+BY_TOKEN: tuple[RouterKind, ...] = ("learned", "relative")
+"""The routers that look at the token, and take products to do so."""
+
 GateKind = Literal["learned", "static", "position"]
 """How a token gate scores a token; see `model.token_gate`."""
 

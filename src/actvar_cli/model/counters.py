@@ -10,7 +10,7 @@ from collections import defaultdict
 
 from torch import Tensor
 
-from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.config import BY_TOKEN, ModelConfig
 
 PARTS = ("embed", "adaln", "attention", "ffn", "router", "token_gate", "reconstruction", "head")
 """What the transformer's work is divided into."""
@@ -30,7 +30,7 @@ def ffn_macs(config: ModelConfig, token_experts: int) -> int:
 
 def router_macs(config: ModelConfig, tokens: int) -> int:
     """MACs of scoring the experts of ``tokens`` tokens."""
-    if not config.experts or config.experts.router not in ("learned", "relative"):
+    if not config.experts or config.experts.router not in BY_TOKEN:
         return 0
     return tokens * config.experts.router_dim * (config.transformer.embed_dim + config.experts.num_experts)
 

@@ -86,11 +86,17 @@ class Reconstruction(nn.Module):
             self.gain = nn.Parameter(torch.zeros(dim))
 
     def forward(self, h: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Map (…, C) to the update (…, C); ``previous`` (…, C) is that of the scale before, from `previous_update`."""
+        """Map (…, C) to the update (…, C).
+
+        ``previous`` (…, C), from `previous_update`, is that of the scale before, for the kinds that read it.
+        """
         made = self.up(self.down(h.to(self.down.weight.dtype))) if self.by_rank else torch.zeros_like(h)
         if self.bias is not None:
             made = made + self.bias
-        return made if previous is None else made + self.gain * previous
+        if self.from_previous:
+            assert previous is not None
+            made = made + self.gain * previous
+        return made
 
 
 def previous_update(update: Tensor, before: int, side: int) -> Tensor:

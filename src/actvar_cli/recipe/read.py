@@ -41,7 +41,7 @@ def shipped() -> dict[str, Path]:
     """The recipes that come with actvar, by name: in the installed package, or in the clone it runs from."""
     package = Path(str(files("actvar_cli")))
     folder = next((f for f in (package / "recipes", package.parents[1] / "recipes") if f.is_dir()), None)
-    return {stem: path for stem, path in sorted((p.stem, p) for p in folder.glob("*.yaml"))} if folder else {}
+    return dict(sorted((path.stem, path) for path in folder.glob("*.yaml"))) if folder else {}
 
 
 def find(name: str) -> Path:
