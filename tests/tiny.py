@@ -18,16 +18,20 @@ from actvar_cli.model.var import VAR
 
 
 def tiny_config(
-    *, experts: bool = False, token_gate: bool = False, shared_aln: bool = False, guidance: bool = False
+    *,
+    experts: bool | tuple[int, ...] = False,
+    token_gate: bool = False,
+    shared_aln: bool = False,
+    guidance: bool = False,
 ) -> ModelConfig:
-    """Two blocks of width 32, three scales, 32 codes, 3 classes, 6 x 6 grey images."""
+    """Two blocks of width 32, three scales, 32 codes, 3 classes, 6 x 6 grey images; ``experts`` are 4, or by block."""
     return ModelConfig(
         name="tiny",
         tokenizer=TokenizerConfig(
             vocab_size=32, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, in_channels=1, patch_nums=(1, 2, 3)
         ),
         transformer=TransformerConfig(depth=2, embed_dim=32, num_heads=2, num_classes=3, shared_aln=shared_aln),
-        experts=ExpertsConfig(num_experts=4, router_dim=8) if experts else None,
+        experts=ExpertsConfig(num_experts=4 if experts is True else experts, router_dim=8) if experts else None,
         token_gate=TokenGateConfig(scales=(1, 2), gate_dim=4, rank=4) if token_gate else None,
         guidance=GuidanceConfig(cfg=1.5) if guidance else None,
     )
@@ -36,7 +40,7 @@ def tiny_config(
 def tiny_model(
     *,
     seed: int = 0,
-    experts: bool = False,
+    experts: bool | tuple[int, ...] = False,
     token_gate: bool = False,
     shared_aln: bool = False,
     guidance: bool = False,

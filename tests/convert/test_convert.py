@@ -11,6 +11,7 @@ from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.errors import InputError
 from actvar_cli.model.config import RouterKind
+from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.router import Router
 from actvar_cli.model.sampling import paired_rows
 from actvar_cli.progress import Progress
@@ -88,6 +89,22 @@ def test_bad_settings_are_refused() -> None:
         convert(tiny_model(), ConvertSettings(experts=5))
     with pytest.raises(InputError, match="tiny has experts already; convert the original model"):
         convert(tiny_model(experts=True), SETTINGS)
+
+
+def test_blocks_may_have_different_numbers_of_experts() -> None:
+    made = convert(tiny_model(), ConvertSettings(experts=(2, 8), images=16))
+    assert [block.ffn.num_experts for block in made.model.transformer.stack] == [2, 8]
+    assert made.max_logit_difference < 1e-4
+    assert all(abs(dial.cost - dial.budget) < 0.005 for dial in made.model.config.dials)
+    # An expert four times as large must be worth four times as much: as a whole, neither block is left out first.
+    made.model.set_budget(0.8)
+    counter = WorkCounter(made.model.config)
+    made.model.sample(list(range(3)) * 8, seed=0, counter=counter)
+    density = [sum(row) / len(row) for row in counter.density("experts")]
+    assert min(density) > 0.05
+    assert max(density) < 0.95
+    with pytest.raises(InputError, match="3 numbers of experts were given, tiny has 2 blocks"):
+        convert(tiny_model(), ConvertSettings(experts=(2, 4, 8)))
 
 
 @pytest.mark.parametrize("router", ["relative", "static", "random", "none"])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actvar_cli.convert.grouping import balanced_assignment, balanced_kmeans, group_neurons
+from actvar_cli.convert.recording import FFNRecord
 from actvar_cli.convert.settings import Method
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.experts import FFN
@@ -36,6 +37,10 @@ def test_planted_clusters_are_found() -> None:
     assert all(len(labels[truth == g].unique()) == 1 for g in range(4))
 
 
+def record(h: torch.Tensor) -> FFNRecord:
+    return FFNRecord(h, torch.ones_like(h), torch.ones(len(h)))
+
+
 def ffn(dim: int = 16) -> FFN:
     torch.manual_seed(0)
     return FFN(TransformerConfig(depth=1, embed_dim=dim, num_heads=2))
@@ -43,7 +48,7 @@ def ffn(dim: int = 16) -> FFN:
 
 @pytest.mark.parametrize("method", get_args(Method))
 def test_no_neuron_is_lost(method: Method) -> None:
-    permutation = group_neurons(ffn(), torch.randn(40, 16), 4, method, torch.Generator().manual_seed(0))
+    permutation = group_neurons(ffn(), record(torch.randn(40, 16)), 4, method, torch.Generator().manual_seed(0))
     assert permutation.sort().values.tolist() == list(range(64))
 
 
@@ -51,7 +56,7 @@ def test_by_magnitude_the_first_expert_has_the_largest_neurons() -> None:
     net = ffn()
     with torch.no_grad():
         net.fc2.weight[:, 5:21] *= 100
-    permutation = group_neurons(net, torch.randn(40, 16), 4, "magnitude", torch.Generator().manual_seed(0))
+    permutation = group_neurons(net, record(torch.randn(40, 16)), 4, "magnitude", torch.Generator().manual_seed(0))
     assert sorted(permutation[:16].tolist()) == list(range(5, 21))
 
 
@@ -66,5 +71,5 @@ def test_by_coactivation_neurons_that_fire_together_are_together() -> None:
         net.fc1.weight[:, :4] = -5
         net.fc1.weight[torch.arange(64), kinds] = 5
         net.fc1.bias.zero_()
-    permutation = group_neurons(net, h, 4, "coactivation", torch.Generator().manual_seed(0))
+    permutation = group_neurons(net, record(h), 4, "coactivation", torch.Generator().manual_seed(0))
     assert all(len(kinds[part].unique()) == 1 for part in permutation.split(16))

@@ -16,6 +16,7 @@ KINDS = [
     {"experts": True},
     {"experts": True, "token_gate": True},
     {"experts": True, "token_gate": True, "shared_aln": True},
+    {"experts": (2, 8), "token_gate": True},
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from actvar_cli.cli.options import Device, Force, Json, Model, Output, Quiet, Seed, default, option
+from actvar_cli.cli.options import Device, Force, Json, Model, Output, Quiet, Seed, default, one_or_each, option
 from actvar_cli.cli.out import Out, table
 from actvar_cli.cli.outputs import check_file
 from actvar_cli.convert.settings import ConvertSettings as S
@@ -14,7 +14,7 @@ from actvar_cli.recipe.wording import checked
 def convert(
     model: Model,
     output: Output,
-    experts: Annotated[int, option(S, "experts")] = default(S, "experts"),
+    experts: Annotated[int, option(S, "experts", parser=one_or_each, metavar="N[,N...]")] = default(S, "experts"),
     method: Annotated[str, option(S, "method")] = default(S, "method"),
     router: Annotated[str, option(S, "router")] = default(S, "router"),
     images: Annotated[int, option(S, "images")] = default(S, "images"),
@@ -39,7 +39,7 @@ def convert(
     save(output, converted.model, lineage, force=force)
     difference, budgets = converted.max_logit_difference, converted.model.budgets()
     rows = [
-        ("experts in every FFN", f"{experts}, grouped by {method}"),
+        ("every FFN is split into", f"{converted.model.config.experts}, grouped by {method}"),
         ("router", router),
         ("largest logit difference, all experts on", f"{difference:.1e}"),
         ("budgets", ", ".join(f"{budget:g}" for budget in budgets) or "none that experts alone reach"),

@@ -22,12 +22,18 @@ Set = Annotated[
 ]
 
 
-def option(settings: type[BaseModel], field: str, *names: str) -> Any:
-    """The option that sets ``field``; its help is the field's description."""
+def option(settings: type[BaseModel], field: str, *names: str, **more: Any) -> Any:
+    """The option that sets ``field``; its help is the field's description. ``more`` is for `typer.Option`."""
     description = settings.model_fields[field].description or ""
     return typer.Option(
-        *(names or (f"--{field.replace('_', '-')}",)), help=f"{description[:1].upper()}{description[1:]}."
+        *(names or (f"--{field.replace('_', '-')}",)), help=f"{description[:1].upper()}{description[1:]}.", **more
     )
+
+
+def one_or_each(given: str | int) -> int | list[int]:
+    """A whole number (typer hands in the default as it is), or several with commas between."""
+    numbers = [int(part) for part in str(given).split(",")]
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def default(settings: type[BaseModel], field: str) -> Any:

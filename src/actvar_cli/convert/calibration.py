@@ -48,27 +48,25 @@ def predicted_cost(config: ModelConfig, scores: Sequence[Tensor], scale: Tensor)
     ``scores`` (n, E) of every block are of tokens at ``scale`` (n,). Token gates are not part of it. What this cannot
     know is how leaving experts out changes what later tokens look like.
     """
-    assert config.experts is not None
     patch_nums, dense = config.tokenizer.patch_nums, dense_macs(config)
     # Both rows of an image, so that the sum over the recorded pairs is the work of one image.
     tokens = torch.tensor([2.0 * pn * pn for pn in patch_nums])
     weight = (tokens / torch.bincount(scale.cpu(), minlength=len(patch_nums)).clamp_min(1))[scale.cpu()]
     offsets = torch.tensor(config.scale_offsets)[scale.cpu()]
     # A score counts against the threshold after its scale's offset.
-    levels = torch.stack([block.float().cpu() for block in scores]) + offsets[:, None]
-    rising, order = levels.flatten().sort()
-    pairs = weight.repeat_interleave(levels.shape[-1]).repeat(len(scores))[order].double()
-    depth, experts = config.transformer.depth, config.experts.num_experts
+    rising, order = torch.cat([(block.float().cpu() + offsets[:, None]).flatten() for block in scores]).sort()
+    experts = [block.shape[1] for block in scores]
+    work = [(weight * ffn_macs(config, 1, count)).repeat_interleave(count) for count in experts]
+    pairs = torch.cat(work)[order].double()
     per_image = round(float(tokens.sum()))
-    always = dense - depth * (ffn_macs(config, per_image * experts) - router_macs(config, per_image))
+    every = len(experts) * ffn_macs(config, per_image, 1)
+    always = dense - every + sum(router_macs(config, per_image, count) for count in experts)
     # Scales of which no token was recorded count as the others do on average.
-    share = depth * per_image * experts / float(pairs.sum())
-    above = np.append(pairs.flip(0).cumsum(0).flip(0).numpy() * share, 0.0)
+    above = np.append(pairs.flip(0).cumsum(0).flip(0).numpy() * every / float(pairs.sum()), 0.0)
     cuts = rising.numpy()
 
     def cost(threshold: float) -> float:
-        active = above[np.searchsorted(cuts, threshold, side="right")]
-        return float((always + active * ffn_macs(config, 1)) / dense)
+        return float((always + above[np.searchsorted(cuts, threshold, side="right")]) / dense)
 
     return cost
 

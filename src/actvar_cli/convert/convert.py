@@ -51,12 +51,15 @@ def check(teacher: ActVAR, settings: ConvertSettings) -> None:
     hidden = teacher.config.transformer.hidden_dim
     if not teacher.config.is_dense:
         raise InputError(f"{teacher.config.name} has experts already; convert the original model")
-    if hidden % settings.experts:
-        fitting = [e for e in (2, 4, 6, 8, 12, 16, 24, 32, 64) if hidden % e == 0]
-        raise InputError(
-            f"{settings.experts} experts do not divide the FFN's {hidden} neurons; "
-            f"possible are {', '.join(map(str, fitting))}"
-        )
+    counts, depth = settings.experts, teacher.config.transformer.depth
+    if isinstance(counts, int):
+        counts = (counts,) * depth
+    if len(counts) != depth:
+        raise InputError(f"{len(counts)} numbers of experts were given, {teacher.config.name} has {depth} blocks")
+    for count in counts:
+        if hidden % count:
+            fitting = ", ".join(str(e) for e in (2, 4, 6, 8, 12, 16, 24, 32, 64) if hidden % e == 0)
+            raise InputError(f"{count} experts do not divide the FFN's {hidden} neurons; possible are {fitting}")
 
 
 def permute_experts(block: Block, permutation: Tensor) -> None:
@@ -71,10 +74,11 @@ def permute_experts(block: Block, permutation: Tensor) -> None:
 
 
 @torch.no_grad()
-def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator) -> tuple[float, Tensor]:
+def calibrate_router(block: Block, record: FFNRecord, unit: int, generator: torch.Generator) -> tuple[float, Tensor]:
     """Set the experts' means and fit the router to what each expert's absence would change.
 
-    The target is the log energy of the expert's deviation from its mean, after g2, relative to the block's output.
+    The target is the log energy of the expert's deviation from its mean, after g2, relative to the block's output, for
+    as much work as one of ``unit`` experts of the FFN would take: where experts are larger they must be worth more.
     Returns the fit (R^2; 0 where the router does not look at the token) and the scores (n, E).
     """
     ffn = block.ffn
@@ -90,7 +94,7 @@ def calibrate_router(block: Block, record: FFNRecord, generator: torch.Generator
         for part in parts:
             deviation = ffn.output_of(expert, hidden[part], -mean) * record.gain[part]
             energies[part, expert] = deviation.square().sum(1)
-    targets = log_ratio(energies, record.energy.unsqueeze(1))
+    targets = log_ratio(energies, record.energy.unsqueeze(1)) - math.log(unit / ffn.num_experts)
     if isinstance(block.router, RelativeRouter):
         targets = targets - targets.amax(1, keepdim=True)
     if isinstance(block.router, Router):
@@ -158,9 +162,11 @@ def convert(
     scores: list[Tensor] = []
     with progress.task(f"splitting FFNs ({settings.method}), fitting routers", arch.depth) as task:
         for block, record in zip(student.transformer.stack, recorder.records(), strict=True):
-            permute_experts(block, group_neurons(block.ffn, record.h, settings.experts, settings.method, generator))
+            assert isinstance(block.ffn, ExpertFFN)
+            grouped = group_neurons(block.ffn, record, block.ffn.num_experts, settings.method, generator)
+            permute_experts(block, grouped)
             with quick_calibration(teacher):
-                fit, scored = calibrate_router(block, record, generator)
+                fit, scored = calibrate_router(block, record, student.config.finest, generator)
             fits.append(fit)
             scores.append(scored.float())
             return_memory()

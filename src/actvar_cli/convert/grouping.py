@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actvar_cli.convert.recording import FFNRecord
 from actvar_cli.convert.settings import Method
 from actvar_cli.model.experts import FFN
 
@@ -70,10 +71,10 @@ def magnitude(ffn: FFN) -> Tensor:
 
 
 @torch.no_grad()
-def group_neurons(ffn: FFN, h: Tensor, experts: int, method: Method, generator: torch.Generator) -> Tensor:
+def group_neurons(ffn: FFN, record: FFNRecord, experts: int, method: Method, generator: torch.Generator) -> Tensor:
     """A permutation (hidden,), on the CPU, that lines the neurons of ``ffn`` up expert by expert.
 
-    ``h`` (n, C) are inputs of the FFN that activations are looked at on. With ``magnitude`` the first expert has the
+    ``record`` is what the FFN did, which activations are looked at on. With ``magnitude`` the first expert has the
     largest neurons, and so on.
     """
     hidden = len(ffn.fc1.weight)
@@ -83,5 +84,5 @@ def group_neurons(ffn: FFN, h: Tensor, experts: int, method: Method, generator: 
         return torch.randperm(hidden, generator=generator)
     if method == "magnitude":
         return magnitude(ffn).argsort(descending=True, stable=True).cpu()
-    rows = ffn.fc1.weight if method == "kmeans" else coactivation(ffn.hidden(h[:COACTIVATION_TOKENS]))
+    rows = ffn.fc1.weight if method == "kmeans" else coactivation(ffn.hidden(record.h[:COACTIVATION_TOKENS]))
     return balanced_kmeans(rows.cpu(), experts, generator).argsort(stable=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from actvar_cli.model.config import Frozen, RouterKind
+from actvar_cli.model.config import Frozen, NumExperts, RouterKind
 
 if TYPE_CHECKING:
     from actvar_cli.model.config import ModelConfig
@@ -27,7 +27,10 @@ TOKENS = 8192
 class ConvertSettings(Frozen):
     """How the FFNs are split, and how much of the teacher's work the routers are calibrated on."""
 
-    experts: Annotated[int, Field(ge=2, description="experts per FFN; must divide its hidden size")] = 8
+    experts: Annotated[
+        NumExperts,
+        Field(description="experts per FFN, or one number for each block; each must divide the FFN's hidden size"),
+    ] = 8
     method: Annotated[
         Method,
         Field(

@@ -46,8 +46,9 @@ class CostModel:
                 for i in range(len(sizes))
             ]
         )
-        self.pair = ffn_macs(config, 1)
-        self.router = router_macs(config, 1)
+        experts = [config.experts_in(block) for block in range(config.transformer.depth)]
+        self.pair = [ffn_macs(config, 1, count) for count in experts]
+        self.router = [router_macs(config, 1, count) for count in experts]
         length = tok.num_tokens
         self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, config.rows * n) for n in sizes)
         self.fixed += embed_macs(config, length - sizes[0])
@@ -55,16 +56,15 @@ class CostModel:
 
     def most(self) -> float:
         """The cost with every expert on and every token computed."""
-        assert self.config.experts is not None
-        every = torch.ones(1, len(self.computed), self.config.experts.num_experts, device=self.computed.device)
-        return float(self([Decisions(on=every)] * self.config.transformer.depth))
+        every = [torch.ones(1, len(self.computed), self.config.experts_in(b)) for b in range(len(self.pair))]
+        return float(self([Decisions(on=on.to(self.computed)) for on in every]))
 
     def __call__(self, decisions: list[Decisions]) -> Tensor:
         """Cost (a scalar) of the decisions of all blocks."""
         total = self.computed.new_zeros(())
-        for made in decisions:
+        for made, pair, router in zip(decisions, self.pair, self.router, strict=True):
             assert made.on is not None
-            ffn = made.on.float().sum(-1) * self.pair + self.router
+            ffn = made.on.float().sum(-1) * pair + router
             work = ffn + self.computed
             if made.keep is not None:
                 keep = made.keep.float()

@@ -88,14 +88,14 @@ def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, image
 def score_spread(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
     """Standard deviation of all routers' scores in a teacher-forced pass at ``threshold``."""
     made = decisions_at(student, samples, threshold, images)
-    return float(torch.stack([block.scores for block in made if block.scores is not None]).std())
+    return float(torch.cat([block.scores.flatten() for block in made if block.scores is not None]).std())
 
 
 @torch.no_grad()
 def expert_density(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
-    """Share of experts that are on in a teacher-forced pass at ``threshold``."""
+    """Share of the FFNs' work that is done in a teacher-forced pass at ``threshold``."""
     made = decisions_at(student, samples, threshold, images)
-    return float(torch.stack([block.on for block in made if block.on is not None]).mean())
+    return float(torch.stack([block.on.mean() for block in made if block.on is not None]).mean())
 
 
 def run_stage(

@@ -43,13 +43,12 @@ def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
 
 
 def saving(config: ModelConfig, density: float) -> float:
-    """MACs that a skipped token saves on the last scale, in units of one expert, at this density of experts."""
-    length = config.tokenizer.num_tokens
-    computed = attention_macs(config, 1, 0, length) + router_macs(config, 1)
-    assert config.experts is not None
-    computed += round(density * ffn_macs(config, config.experts.num_experts))
+    """MACs that a token skipped on the last scale saves, in units of the smallest expert, at this density of experts."""
+    length, experts = config.tokenizer.num_tokens, config.finest
+    computed = attention_macs(config, 1, 0, length) + router_macs(config, 1, experts)
+    computed += round(density * ffn_macs(config, 1, 1))
     skipped = attention_macs(config, 0, 1, length) + reconstruction_macs(config, 1)
-    return (computed - skipped) / ffn_macs(config, 1)
+    return (computed - skipped) / ffn_macs(config, 1, experts)
 
 
 @torch.no_grad()

@@ -89,8 +89,8 @@ class Block(nn.Module):
         self.patch_nums = config.tokenizer.patch_nums
         self.attn = SelfAttention(arch, index)
         if config.experts:
-            self.ffn: FFN = ExpertFFN(arch, config.experts)
-            self.router = router_of(config.experts, arch.embed_dim, index)
+            self.ffn: FFN = ExpertFFN(arch, config.experts_in(index))
+            self.router = router_of(config, index)
         else:
             self.ffn = FFN(arch)
         if arch.shared_aln:

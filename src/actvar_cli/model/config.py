@@ -5,10 +5,19 @@ The values are those a published checkpoint implies (arXiv 2404.02905); an artef
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 FORMAT_VERSION = 1
 """Version of the stored configuration; raised when an old reader could misread a new file."""
@@ -111,17 +120,39 @@ ReconstructionKind = Literal["low-rank", "constant", "identity", "previous", "pr
 """What stands in for the update of a skipped token; see `model.token_gate`."""
 
 
+AtLeastTwo = Annotated[int, Field(ge=2)]
+
+
+def _one_error(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Of the complaints about a number and those about a list, what fits what was given."""
+    try:
+        return check(value)
+    except ValidationError as error:
+        found = error.errors()[-1 if isinstance(value, list | tuple) else 0]
+        raise PydanticKnownError(found["type"], found.get("ctx")) from error  # type: ignore[arg-type]
+
+
+NumExperts = Annotated[AtLeastTwo | tuple[AtLeastTwo, ...], WrapValidator(_one_error)]
+"""How many experts every FFN has, or the FFN of each block."""
+
+
 class ExpertsConfig(Frozen):
     """How every FFN is split: ``num_experts`` groups of equal size behind a router of ``router_dim`` neurons.
 
-    ``scale_offsets`` are added to the scores of router and token gate, one for each scale; none are all 0.
+    ``num_experts`` is one number, or one for each block. ``scale_offsets`` are added to the scores of router and token
+    gate, one for each scale; none are all 0.
     """
 
-    num_experts: Annotated[int, Field(ge=2)]
+    num_experts: NumExperts
     router_dim: PositiveInt
     method: str = "kmeans"
     router: RouterKind = "learned"
     scale_offsets: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        """``8 experts``, or ``8, 8, 4 experts``."""
+        counts = self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
+        return f"{', '.join(map(str, counts))} experts"
 
 
 class TokenGateConfig(Frozen):
@@ -179,10 +210,12 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.experts and self.transformer.hidden_dim % self.experts.num_experts:
-            raise ValueError(
-                f"{self.experts.num_experts} experts do not divide the FFN's {self.transformer.hidden_dim} neurons"
-            )
+        counts = self.experts.num_experts if self.experts else 0
+        if isinstance(counts, tuple) and len(counts) != self.transformer.depth:
+            raise ValueError(f"{len(counts)} numbers of experts for {self.transformer.depth} blocks")
+        for count in sorted({self.experts_in(block) for block in range(self.transformer.depth)}):
+            if self.transformer.hidden_dim % count:
+                raise ValueError(f"{count} experts do not divide the FFN's {self.transformer.hidden_dim} neurons")
         scales = len(self.tokenizer.patch_nums)
         if self.experts and len(self.experts.scale_offsets) not in (0, scales):
             raise ValueError(f"{len(self.experts.scale_offsets)} scale_offsets for {scales} scales")
@@ -191,6 +224,16 @@ class ModelConfig(Frozen):
         if self.token_gate and max(self.token_gate.blocks or (), default=0) >= self.transformer.depth:
             raise ValueError(f"token gate names block {max(self.token_gate.blocks or ())}, the model has fewer")
         return self
+
+    def experts_in(self, block: int) -> int:
+        """How many experts the FFN of ``block`` has; 1 if it is dense."""
+        counts = self.experts.num_experts if self.experts else 1
+        return counts if isinstance(counts, int) else counts[block]
+
+    @property
+    def finest(self) -> int:
+        """The largest number of experts of any FFN: the smallest expert is the unit of the scores."""
+        return max(self.experts_in(block) for block in range(self.transformer.depth))
 
     @property
     def scale_offsets(self) -> tuple[float, ...]:

@@ -22,17 +22,16 @@ def attention_macs(config: ModelConfig, computed: int, skipped: int, length: int
     return computed * (4 * dim * dim + 2 * dim * length) + skipped * 2 * dim * dim
 
 
-def ffn_macs(config: ModelConfig, token_experts: int) -> int:
-    """MACs of ``token_experts`` pairs of a token and an active expert (of a token alone in a dense FFN)."""
-    experts = config.experts.num_experts if config.experts else 1
+def ffn_macs(config: ModelConfig, token_experts: int, experts: int) -> int:
+    """MACs of ``token_experts`` pairs of a token and an active one of the FFN's ``experts`` (1: of a dense FFN)."""
     return token_experts * 2 * config.transformer.embed_dim * (config.transformer.hidden_dim // experts)
 
 
-def router_macs(config: ModelConfig, tokens: int) -> int:
-    """MACs of scoring the experts of ``tokens`` tokens."""
+def router_macs(config: ModelConfig, tokens: int, experts: int) -> int:
+    """MACs of scoring ``experts`` experts for each of ``tokens`` tokens."""
     if not config.experts or config.experts.router not in BY_TOKEN:
         return 0
-    return tokens * config.experts.router_dim * (config.transformer.embed_dim + config.experts.num_experts)
+    return tokens * config.experts.router_dim * (config.transformer.embed_dim + experts)
 
 
 def gate_macs(config: ModelConfig, tokens: int) -> int:
@@ -76,7 +75,7 @@ def dense_macs(config: ModelConfig, images: int = 1) -> int:
     for scale, pn in enumerate(config.tokenizer.patch_nums):
         tokens = pn * pn * rows
         seen += pn * pn
-        block = attention_macs(plain, tokens, 0, seen) + ffn_macs(plain, tokens)
+        block = attention_macs(plain, tokens, 0, seen) + ffn_macs(plain, tokens, 1)
         total += config.transformer.depth * block + head_macs(config, rows, tokens)
         # Both rows of an image read the same tokens, so the embedding is computed once for the pair.
         total += embed_macs(config, pn * pn * images) if scale else 0
@@ -118,13 +117,13 @@ class WorkCounter:
 
     def experts(self, block: int, scale: int, tokens: int, on: Tensor | None) -> None:
         """Count one block's FFN over ``tokens`` tokens with the experts ``on`` (tokens, E); ``None`` is all of them."""
-        count = self.config.experts.num_experts if self.config.experts else 1
+        count = self.config.experts_in(block)
         active = tokens * count if on is None else int(on.sum())
         self.pairs[block, scale][0] += active
         self.pairs[block, scale][1] += tokens * count
-        self.macs["ffn", scale] += ffn_macs(self.config, active)
+        self.macs["ffn", scale] += ffn_macs(self.config, active, count)
         if on is not None:
-            self.macs["router", scale] += router_macs(self.config, tokens)
+            self.macs["router", scale] += router_macs(self.config, tokens, count)
 
     @property
     def total(self) -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar_cli.model.config import ExpertsConfig, TransformerConfig
+from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.products import Linear
 
 
@@ -42,12 +42,12 @@ class ExpertFFN(FFN):
 
     permutation: Tensor
 
-    def __init__(self, config: TransformerConfig, experts: ExpertsConfig) -> None:
+    def __init__(self, config: TransformerConfig, num_experts: int) -> None:
         super().__init__(config)
-        self.num_experts = experts.num_experts
-        self.expert_dim = config.hidden_dim // experts.num_experts
+        self.num_experts = num_experts
+        self.expert_dim = config.hidden_dim // num_experts
         self.register_buffer("permutation", torch.arange(config.hidden_dim))
-        self.expert_mean = nn.Parameter(torch.zeros(experts.num_experts, config.embed_dim))
+        self.expert_mean = nn.Parameter(torch.zeros(num_experts, config.embed_dim))
 
     def forward(self, x: Tensor, on: Tensor | None = None) -> Tensor:
         """Map (…, C) to (…, C) with the experts that are ``on`` (…, E).

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from actvar_cli.model.config import ExpertsConfig
+from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.products import Linear
 
 CERTAIN = 100.0
@@ -77,16 +77,18 @@ class NoRouter(nn.Module):
         return x.new_full((*x.shape[:-1], self.num_experts), CERTAIN)
 
 
-def router_of(config: ExpertsConfig, dim: int, block: int) -> nn.Module:
-    """The router of the kind that ``config`` names, of tokens of width ``dim``, for ``block``."""
-    if config.router == "static":
-        return StaticRouter(config.num_experts)
-    if config.router == "random":
-        return RandomRouter(config.num_experts, block)
-    if config.router == "none":
-        return NoRouter(config.num_experts)
-    kind = RelativeRouter if config.router == "relative" else Router
-    return kind(dim, config.router_dim, config.num_experts)
+def router_of(config: ModelConfig, block: int) -> nn.Module:
+    """The router of the kind that ``config`` names, for ``block``."""
+    assert config.experts is not None
+    kind, experts = config.experts.router, config.experts_in(block)
+    if kind == "static":
+        return StaticRouter(experts)
+    if kind == "random":
+        return RandomRouter(experts, block)
+    if kind == "none":
+        return NoRouter(experts)
+    by_token = RelativeRouter if kind == "relative" else Router
+    return by_token(config.transformer.embed_dim, config.experts.router_dim, experts)
 
 
 def straight_through(scores: Tensor, threshold: float | Tensor, temperature: float) -> Tensor:

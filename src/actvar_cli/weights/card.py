@@ -90,7 +90,7 @@ def _what(config: ModelConfig, dtype: str) -> str:
         f"{len(tok.patch_nums)} scales, {tok.vocab_size} codes. Transformer stored as {dtype}."
     ]
     if config.experts:
-        parts.append(f"Every FFN is split into {config.experts.num_experts} experts behind a router.")
+        parts.append(f"Every FFN is split into {config.experts} behind a router.")
     if config.token_gate:
         gated = ", ".join(f"{tok.patch_nums[s]}x{tok.patch_nums[s]}" for s in config.token_gate.scales)
         parts.append(f"A token gate decides which tokens of the scales {gated} are computed.")
