@@ -43,7 +43,7 @@ def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
 
 
 def saving(config: ModelConfig, density: float) -> float:
-    """MACs that a token skipped on the last scale saves, in units of the smallest expert, at this density of experts."""
+    """MACs that a token skipped on the last scale saves, as a number of smallest experts, at a density of experts."""
     length, experts = config.tokenizer.num_tokens, config.finest
     computed = attention_macs(config, 1, 0, length) + router_macs(config, 1, experts)
     computed += round(density * ffn_macs(config, 1, 1))
