@@ -10,7 +10,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import actvar_cli
+from actvar_cli.weights.artefact import save
 from tests.cli.conftest import Actvar
+from tests.tiny import tiny_model
 
 FILES = ["README.md", "config.json", "model.safetensors", "tokenizer.safetensors"]
 
@@ -88,6 +90,15 @@ def test_the_published_layout_is_one_file(actvar: Actvar, models: Path, name: st
     assert actvar_cli.load(name).config.is_dense
     again = actvar("export", models / "compressed.safetensors", "--format", "var", "-o", name)
     assert (again.code, again.err) == (2, f"error: {name} exists: choose another name, or replace it with --force\n")
+
+
+def test_who_exports_what_was_trained_on_one_row_is_told(actvar: Actvar, models: Path, tmp_path: Path) -> None:
+    save(tmp_path / "one-row.safetensors", tiny_model(experts=True, guidance=True), {})
+    done = actvar("export", "one-row.safetensors", "--format", "var", "-o", "one.pth")
+    assert done.code == 0
+    assert "trained on one, and may do worse with two" in done.err
+    two = actvar("export", models / "compressed.safetensors", "--format", "var", "-o", "two.pth")
+    assert "trained on one" not in two.err
 
 
 @pytest.mark.parametrize(
