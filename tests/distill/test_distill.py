@@ -123,12 +123,12 @@ def test_a_student_can_learn_from_its_own_sequences(converted: ActVAR) -> None:
     sequences = Sequences(samples, converted, 0.5, 8, [converted.config.dials[0].threshold])
     sequences.renew(0)
     assert sequences.drawn is not None
-    labels, tokens = sequences.batch(1)
+    half, other = sequences.batch(1)
     theirs = {tuple(row) for row in samples.tokens.tolist()}
     own = {tuple(row) for row in sequences.drawn.tokens.tolist()}
-    assert len(labels) == 8
-    assert all(tuple(row) in theirs for row in tokens[:4].tolist())
-    assert all(tuple(row) in own for row in tokens[4:].tolist())
+    assert (len(half), len(other)) == (4, 4)
+    assert all(tuple(row) in theirs for row in half.tokens.tolist())
+    assert all(tuple(row) in own for row in other.tokens.tolist())
 
 
 def test_all_of_a_block_can_learn(converted: ActVAR) -> None:

@@ -19,7 +19,7 @@ from actvar_cli.distill.settings import DistillSettings, ExpertsStage, GuidanceS
 from actvar_cli.errors import InputError
 from actvar_cli.evaluate.agreement import guided_logits
 from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
 from actvar_cli.progress import Progress
 from tests.distill.kill import KillAt, Killed
 from tests.distill.test_distill import teacher_model
@@ -52,6 +52,26 @@ def kl_to_guided(model: ActVAR) -> float:
 
 def test_it_comes_closer_to_what_guidance_makes_of_both_rows() -> None:
     assert kl_to_guided(learned(60)) < 0.5 * kl_to_guided(learned(0))
+
+
+def test_what_the_teacher_says_is_kept_from_when_its_samples_were_drawn() -> None:
+    teacher = teacher_model()
+    strong = SamplingSettings(cfg=3.0)
+    samples = draw_samples(teacher, 8, seed=1, progress=Progress(), settings=strong, keep_logits=True)
+    expected = guided_logits(teacher, samples.labels, samples.tokens, 3.0)
+    assert samples.logits is not None
+    torch.testing.assert_close(samples.logits.float(), expected, atol=5e-3, rtol=1e-3)
+
+
+def test_a_distillation_without_room_for_that_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+    kept = distill(teacher_model(), student, settings(6, 0.4))
+    calls: list[int] = []
+    monkeypatch.setattr("actvar_cli.distill.settings.LOGIT_BYTES", 0)
+    monkeypatch.setattr("actvar_cli.distill.training.paired_rows", lambda *a: calls.append(1) or paired_rows(*a))
+    computed = distill(teacher_model(), student, settings(6, 0.4))
+    assert len(calls) == 6 + 4 + 4
+    assert [h["kl"] for h in kept.history] == pytest.approx([h["kl"] for h in computed.history], rel=0.02)
 
 
 def test_nothing_but_the_embeddings_learns() -> None:

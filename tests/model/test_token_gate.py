@@ -13,7 +13,7 @@ from actvar_cli.model.config import GateKind, ReconstructionKind, TokenGateConfi
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
-from actvar_cli.model.token_gate import grid_order, previous_updates
+from actvar_cli.model.token_gate import DeviationGate, grid_order, previous_updates
 from tests.tiny import tiny_model
 
 
@@ -53,6 +53,17 @@ def test_a_static_gate_decides_by_scale_alone() -> None:
     counter = WorkCounter(gated("static").config)
     gated("static").sample_tokens([0, 1, 2], seed=0, counter=counter)
     assert {share for row in counter.density("tokens") for share in row} == {0.0, 1.0}
+
+
+def test_by_deviation_the_tokens_that_stay_are_those_unlike_the_rest() -> None:
+    gate = DeviationGate((1, 2, 3))
+    h = torch.randn(2, 9, 8) * 0.1 + 5
+    h[0, 3] += 3
+    h[1, 7] -= 3
+    assert gate(h, 2).argmax(1).tolist() == [3, 7]
+    # In a whole sequence every scale has a mean of its own.
+    sequence = torch.cat((torch.zeros(2, 5, 8), h), dim=1)
+    torch.testing.assert_close(gate(sequence, torch.tensor([0] + 4 * [1] + 9 * [2]))[:, 5:], gate(h, 2))
 
 
 def test_positions_that_stay_are_spread_evenly() -> None:

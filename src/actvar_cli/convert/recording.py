@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from actvar_cli.convert.settings import MOST, affordable_images
 from actvar_cli.model.block import Block, Decisions, Record, Sampling, TeacherForced
 from actvar_cli.model.device import fast_bf16, return_memory
-from actvar_cli.model.sampling import ActVAR, balanced_labels, rows_of
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, balanced_labels, rows_of
 from actvar_cli.progress import Progress
 
 CACHE_BYTES = 3 * 2**26
@@ -25,14 +25,25 @@ GPU_CACHE_BYTES = 2**31
 
 @dataclass(frozen=True)
 class TeacherSamples:
-    """Images drawn from a model, as ``labels`` (N,) and ``tokens`` (N, L)."""
+    """Images drawn from a model, as ``labels`` (N,) and ``tokens`` (N, L).
+
+    ``logits`` (N, L, V), if they were kept, are what it drew them from: after guidance, in half precision.
+    """
 
     labels: Tensor
     tokens: Tensor
+    logits: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> TeacherSamples:
+        """Those at ``index`` (n,)."""
+        index = index.to(self.labels.device)
+        return TeacherSamples(
+            self.labels[index], self.tokens[index], None if self.logits is None else self.logits[index]
+        )
 
 
 @dataclass(frozen=True)
@@ -158,11 +169,19 @@ def _keep_input(seen: list[Tensor]) -> Any:
 
 
 def draw_samples(
-    model: ActVAR, count: int, *, seed: int, progress: Progress, recorder: Recorder | None = None
+    model: ActVAR,
+    count: int,
+    *,
+    seed: int,
+    progress: Progress,
+    recorder: Recorder | None = None,
+    settings: SamplingSettings | None = None,
+    keep_logits: bool = False,
 ) -> TeacherSamples:
-    """Sample ``count`` images with classes in turn; CFG as in `SamplingSettings`. ``recorder`` watches."""
+    """Sample ``count`` images with classes in turn. ``recorder`` watches."""
     labels = balanced_labels(count, model.config.transformer.num_classes)
     tokens: list[Tensor] = []
+    kept: list[Tensor] = []
     with (
         progress.task("sampling the teacher", count) as task,
         returning_memory(model),
@@ -171,10 +190,13 @@ def draw_samples(
         for i, part in enumerate(labels.split(sampling_batch(model))):
             if recorder:
                 recorder.begin(len(part))
-            tokens.append(model.sample_tokens(part, seed=seed + i))
+            logits: list[Tensor] | None = [] if keep_logits else None
+            tokens.append(model.sample_tokens(part, seed=seed + i, settings=settings, logits=logits))
+            if logits:
+                kept.append(torch.cat([scale.half() for scale in logits], dim=1))
             return_memory()
             task.advance(len(part))
-    return TeacherSamples(labels.to(model.device), torch.cat(tokens))
+    return TeacherSamples(labels.to(model.device), torch.cat(tokens), torch.cat(kept) if kept else None)
 
 
 @torch.no_grad()

@@ -24,11 +24,11 @@ from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, 
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
-from actvar_cli.distill.training import Optimiser, Sequences, training
+from actvar_cli.distill.training import Optimiser, Sequences, taught, training
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.guidance import guidance_by_position, guide
-from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows, rows_of
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, rows_of
 from actvar_cli.progress import Progress
 
 LOW_BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55)
@@ -136,20 +136,21 @@ def run_stage(
             if step % CHECKPOINT_EVERY == 0:
                 # In step with the checkpoints: what goes on from one draws the same.
                 sequences.renew(seed + step // CHECKPOINT_EVERY)
-            labels, tokens = sequences.batch(seed + step)
+            parts = sequences.batch(seed + step)
+            labels, tokens = torch.cat([part.labels for part in parts]), torch.cat([part.tokens for part in parts])
             budget, threshold = aims[step % len(aims)]
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []
             with optimiser.accelerator.autocast():
-                with torch.no_grad():
-                    rows, var_input = paired_rows(teacher, labels, tokens)
-                    target = teacher.transformer(rows, var_input, hidden=None if learned else teacher_hidden)
-                    target = guide(target, guidance)
-                    if learned:
+                if learned:
+                    target = torch.cat([taught(teacher, part, guidance) for part in parts])
+                    with torch.no_grad():
                         # What one row should look like inside, the teacher's two do not tell.
                         every = guided.transformer.teacher_forced(-torch.inf)
                         guided.transformer(*rows_of(guided, labels, tokens), every, teacher_hidden)
+                else:
+                    target = taught(teacher, TeacherSamples(labels, tokens), guidance, teacher_hidden)
                 logits = student.transformer(*rows_of(student, labels, tokens), context, student_hidden)
             cost = cost_model(context.decisions)
             if not learned:
@@ -200,7 +201,17 @@ def distill(
     budgets = [settings.budget, *settings.also]
     if max(budgets) >= most:
         raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
-    samples = draw_samples(teacher, settings.images, seed=seed + 1_000_000, progress=progress)
+    learned = GuidanceConfig(cfg=stages.guidance.cfg) if stages.guidance.steps else student.config.guidance
+    samples = draw_samples(
+        teacher,
+        settings.images,
+        seed=seed + 1_000_000,
+        progress=progress,
+        settings=SamplingSettings(cfg=learned.cfg) if learned else None,
+        # What the teacher says need not be computed again in every step. Without guidance learned, it is: the hidden
+        # states that its rows are compared by come with it.
+        keep_logits=learned is not None and settings.keeps_logits(teacher.config, teacher.device.type),
+    )
     history: list[dict[str, Any]] = []
     guided = teacher
     if stages.guidance.steps:

@@ -15,11 +15,11 @@ from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.checkpoint import load_checkpoint, load_weights, read_state, save_checkpoint
 from actvar_cli.distill.losses import kl_divergence, scale_weights
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.training import Optimiser, batch_of, training
+from actvar_cli.distill.training import Optimiser, batch_of, taught, training
 from actvar_cli.model.config import GuidanceConfig
-from actvar_cli.model.guidance import guidance_by_position, guide
+from actvar_cli.model.guidance import guidance_by_position
 from actvar_cli.model.rebuild import rebuilt
-from actvar_cli.model.sampling import ActVAR, paired_rows, single_rows
+from actvar_cli.model.sampling import ActVAR, single_rows
 from actvar_cli.progress import Progress
 
 NAME = "guidance"
@@ -70,11 +70,10 @@ def learn_guidance(
             done, history[:] = state["step"], state["history"]
             task.advance(done)
         for step in range(done, stage.steps):
-            labels, tokens = batch_of(samples, settings.batch, seed + step)
+            batch = batch_of(samples, settings.batch, seed + step)
             with optimiser.accelerator.autocast():
-                with torch.no_grad():
-                    target = guide(teacher.transformer(*paired_rows(teacher, labels, tokens)), strengths)
-                logits = var(*single_rows(model, labels, tokens), var.teacher_forced(-torch.inf))
+                target = taught(teacher, batch, strengths)
+                logits = var(*single_rows(model, batch.labels, batch.tokens), var.teacher_forced(-torch.inf))
             loss = kl_divergence(logits, target, weights)
             norm = optimiser.step(loss, step)
             kl = float(loss.detach())

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actvar_cli.model.config import Frozen, GateKind, ReconstructionKind
+from actvar_cli.model.config import Frozen, GateKind, ModelConfig, ReconstructionKind
+
+LOGIT_BYTES, GPU_LOGIT_BYTES = 2**29, 2**32
+"""Room for the teacher's logits on all samples, on a CPU and on a GPU."""
 
 
 class GuidanceStage(Frozen):
@@ -35,7 +38,11 @@ class TokensStage(Frozen):
     rank: Annotated[int, Field(ge=1, description="rank of the reconstruction")] = 32
     scales: Annotated[int, Field(ge=1, description="how many of the last scales have a token gate")] = 3
     gate: Annotated[
-        GateKind, Field(description="what decides: the token (learned), its scale and block (static), its position")
+        GateKind,
+        Field(
+            description="what decides: the token (learned), its scale and block (static), its position, how far it is "
+            "from the mean of its scale (deviation)"
+        ),
     ] = "learned"
     reconstruction: Annotated[ReconstructionKind, Field(description="what stands in for a skipped token's update")] = (
         "low-rank"
@@ -80,3 +87,8 @@ class DistillSettings(Frozen):
     precision: Annotated[
         str, Field(pattern="^(auto|no|bf16)$", description="bf16 autocast, none, or bf16 where it is fast")
     ] = "auto"
+
+    def keeps_logits(self, config: ModelConfig, device: str) -> bool:
+        """Whether there is room on the ``device`` (its type) for what the teacher says about all its samples."""
+        room = LOGIT_BYTES if device == "cpu" else GPU_LOGIT_BYTES
+        return 2 * self.images * config.tokenizer.num_tokens * config.tokenizer.vocab_size <= room

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from actvar_cli.convert.recording import TeacherSamples, draw_samples
 from actvar_cli.model.device import fast_bf16
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.guidance import guide
+from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 
 OWN_BATCHES = 2
@@ -32,11 +33,20 @@ def training(model: ActVAR, parts: tuple[str, ...]) -> Iterator[dict[str, nn.Par
         model.requires_grad_(False)
 
 
-def batch_of(samples: TeacherSamples, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Labels (B,) and tokens (B, L) of ``size`` samples; the same ones under the same ``seed``."""
-    index = torch.randint(len(samples), (size,), generator=torch.Generator().manual_seed(seed))
-    index = index.to(samples.labels.device)
-    return samples.labels[index], samples.tokens[index]
+def batch_of(samples: TeacherSamples, size: int, seed: int) -> TeacherSamples:
+    """``size`` of the samples; the same ones under the same ``seed``."""
+    return samples[torch.randint(len(samples), (size,), generator=torch.Generator().manual_seed(seed))]
+
+
+@torch.no_grad()
+def taught(teacher: ActVAR, batch: TeacherSamples, guidance: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+    """The teacher's logits (B, L, V) after ``guidance``, from its two rows, as they were kept or computed now.
+
+    ``hidden`` collects the output of every block, (2B, L, C), for which they are computed in any case.
+    """
+    if batch.logits is not None and hidden is None:
+        return batch.logits
+    return guide(teacher.transformer(*paired_rows(teacher, batch.labels, batch.tokens), hidden=hidden), guidance)
 
 
 class Sequences:
@@ -64,13 +74,10 @@ class Sequences:
         finally:
             self.student.threshold = before
 
-    def batch(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Labels (B,) and tokens (B, L) of one batch."""
-        labels, tokens = batch_of(self.samples, self.size - self.own, seed)
-        if self.drawn is None:
-            return labels, tokens
-        more = batch_of(self.drawn, self.own, seed)
-        return torch.cat((labels, more[0])), torch.cat((tokens, more[1]))
+    def batch(self, seed: int) -> list[TeacherSamples]:
+        """One batch: the teacher's, and the student's own if there are any."""
+        parts = [batch_of(self.samples, self.size - self.own, seed)]
+        return parts if self.drawn is None else [*parts, batch_of(self.drawn, self.own, seed)]
 
 
 def learning_rate(step: int, steps: int) -> float:

@@ -113,7 +113,7 @@ RouterKind = Literal["learned", "relative", "static", "random", "none"]
 BY_TOKEN: tuple[RouterKind, ...] = ("learned", "relative")
 """The routers that look at the token, and take products to do so."""
 
-GateKind = Literal["learned", "static", "position"]
+GateKind = Literal["learned", "static", "position", "deviation"]
 """How a token gate scores a token; see `model.token_gate`."""
 
 ReconstructionKind = Literal["low-rank", "constant", "identity", "previous", "previous+low-rank"]

@@ -158,10 +158,14 @@ class ActVAR(nn.Module):
         seed: int | None = None,
         settings: SamplingSettings | None = None,
         counter: WorkCounter | None = None,
+        logits: list[Tensor] | None = None,
     ) -> Tensor:
-        """The tokens (B, L) of `sample`, without decoding them."""
+        """The tokens (B, L) of `sample`, without decoding them.
+
+        ``logits`` collects those after guidance, (B, l, V) of each scale.
+        """
         settings = settings or SamplingSettings()
-        return sample_latent(self, self._labels(labels), settings, self._generator(seed), counter)[1]
+        return sample_latent(self, self._labels(labels), settings, self._generator(seed), counter, logits)[1]
 
     def _labels(self, labels: Tensor | list[int]) -> Tensor:
         return torch.as_tensor(labels, dtype=torch.long, device=self.device)
@@ -192,8 +196,12 @@ def sample_latent(
     settings: SamplingSettings,
     generator: torch.Generator | None,
     counter: WorkCounter | None,
+    collected: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The walk over the scales: what the decoder reads, (B, z, S', S'), and the tokens (B, L)."""
+    """The walk over the scales: what the decoder reads, (B, z, S', S'), and the tokens (B, L).
+
+    ``collected`` gets the logits (B, l, V) of each scale, after guidance.
+    """
     var, quantizer, patch_nums = model.transformer, model.tokenizer.quantize, model.config.tokenizer.patch_nums
     batch, last = len(labels), len(patch_nums) - 1
     # With guidance learned there is one row for each image, else a second one without a class.
@@ -226,6 +234,8 @@ def sample_latent(
         )
         if not learned:
             logits = guide(logits, guidance)
+        if collected is not None:
+            collected.append(logits)
         logits = filter_logits(logits, settings.top_k, settings.top_p)
         index = draw(logits, generator)
         tokens.append(index)

@@ -56,6 +56,25 @@ class PositionGate(StaticGate):
         return super().forward(h, scale) + order
 
 
+class DeviationGate(StaticGate):
+    """A token is left out for how little it differs from the mean of its scale: FastVAR's choice (arXiv 2503.23367)."""
+
+    def __init__(self, patch_nums: Sequence[int]) -> None:
+        super().__init__(len(patch_nums))
+        self.sizes = [pn * pn for pn in patch_nums]
+
+    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
+        """The scale's score, plus the log of the token's squared deviation relative to the scale's average."""
+        parts = [h] if isinstance(scale, int) else h.split(self.sizes, dim=1)
+        return super().forward(h, scale) + torch.cat([log_deviation(part) for part in parts], dim=1)
+
+
+def log_deviation(h: Tensor) -> Tensor:
+    """Log of every token's squared distance from the mean of ``h`` (R, l, C), relative to the average; (R, l)."""
+    energy = (h - h.mean(1, keepdim=True)).square().sum(-1)
+    return (energy / energy.mean(1, keepdim=True).clamp_min(1e-12)).clamp_min(1e-6).log()
+
+
 def grid_order(side: int, device: torch.device) -> Tensor:
     """Offsets (side * side,) that make ever fewer positions remain, evenly spread: an ordered dither (Bayer 1973)."""
     rank = torch.zeros(1, 1)
@@ -119,4 +138,6 @@ def gate_of(config: ModelConfig) -> nn.Module:
         return StaticGate(len(config.tokenizer.patch_nums))
     if config.token_gate.kind == "position":
         return PositionGate(config.tokenizer.patch_nums)
+    if config.token_gate.kind == "deviation":
+        return DeviationGate(config.tokenizer.patch_nums)
     return TokenGate(config.transformer.embed_dim, config.token_gate.gate_dim)
