@@ -2,8 +2,8 @@
 
     python benchmarks/maps.py --model var-fashion-actvar --budgets 0.5 0.3
 
-Writes docs/images/density-<budget>.svg and docs/images/work.png: for each class a sample, and by budget the share of
-the last scale's block work that each of its tokens was given.
+Writes docs/images/density.svg, at the lowest budget, and docs/images/work.png: for each class a sample, and by budget
+the share of the last scale's block work that each of its tokens was given.
 """
 
 from __future__ import annotations
@@ -80,10 +80,6 @@ def main() -> None:
     axes = figure.subplots(2 * len(args.budgets), classes)
     for number, budget in enumerate(args.budgets):
         model.set_budget(budget)
-        counter = WorkCounter(model.config)
-        model.sample_tokens(balanced_labels(20 * classes, classes), seed=args.seed, counter=counter)
-        picture = densities(model.config.tokenizer.patch_nums, counter.density("experts"), counter.density("tokens"))
-        (IMAGES / f"density-{budget:g}.svg").write_text(picture)
         work = torch.zeros(classes, side * side)
         with watching(model, work):
             samples = model.sample(list(range(classes)), seed=args.seed)
@@ -94,6 +90,11 @@ def main() -> None:
             for place in (above, below):
                 place.set_axis_off()
         axes[2 * number, 0].set_title(f"budget {budget:g}", loc="left", fontsize=9)
+    model.set_budget(min(args.budgets))
+    counter = WorkCounter(model.config)
+    model.sample_tokens(balanced_labels(20 * classes, classes), seed=args.seed, counter=counter)
+    shares = (counter.density(kind) for kind in ("experts", "tokens"))
+    (IMAGES / "density.svg").write_text(densities(model.config.tokenizer.patch_nums, *shares))
     figure.colorbar(shown, ax=axes, fraction=0.015, label="block work of a token of the last scale")
     figure.savefig(IMAGES / "work.png", dpi=110)
 

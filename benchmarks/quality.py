@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -44,9 +45,8 @@ KL_IMAGES = 1000
 
 def settings_of(variant: dict[str, Any]) -> tuple[ConvertSettings, DistillSettings]:
     """The steps `convert` and `distill` of the long recipe, with what ``variant`` changes."""
-    changes = [
-        f"steps.{step}.{key}={value}" for step in ("convert", "distill") for key, value in variant.get(step, {}).items()
-    ]
+    changed = {step: variant.get(step, {}) for step in ("convert", "distill") if variant.get(step) != "none"}
+    changes = [f"steps.{step}.{key}={value}" for step, keys in changed.items() for key, value in keys.items()]
     steps = read(find("var-fashion-actvar"), changes).recipe.steps
     first, second = steps[0], steps[1]
     assert isinstance(first, ConvertStep) and isinstance(second, DistillStep)
@@ -87,19 +87,27 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
     if not variant.get("model") and not file.exists():
         splitting, settings = settings_of(variant)
         student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
-        # Minutes on a GPU, hours on a CPU: there it goes on where it was.
-        checkpoint = options.work / f"{name}.ckpt" if options.device == "cpu" else None
-        student = distill(teacher, student, settings, checkpoint=checkpoint).model
+        if variant.get("distill") != "none":
+            # Minutes on a GPU, hours on a CPU: there it goes on where it was.
+            checkpoint = options.work / f"{name}.ckpt" if options.device == "cpu" else None
+            student = distill(teacher, student, settings, checkpoint=checkpoint).model
         save(file, student, {"recipe": "var-fashion-actvar", "changes": variant}, dtype="float16")
     student = actvar_cli.load(file, device=options.device)
     trained = time.perf_counter() - started
     cells: list[dict[str, Any]] = []
-    for budget in options.budgets:
+    before = math.nan
+    for budget in sorted(options.budgets):
         try:
             student.set_budget(budget)
         except ValueError as error:
             print(f"{name}: {error}", flush=True)
             continue
+        assert student.threshold is not None
+        if student.threshold == before:
+            # It has come to its most: what was measured holds for this budget, too.
+            cells.append({**cells[-1], "budget": budget})
+            continue
+        before = student.threshold
         runs = [measured(student, reference, options.count, seed, options.batch) for seed in options.seeds]
         kl = divergence(student, teacher, torch.load(theirs).to(teacher.device))
         own = divergence(student, teacher, runs[0][1])
@@ -107,10 +115,15 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
     return {"what": variant["what"], "cells": cells, "training_seconds": trained}
 
 
+def measurement(options: argparse.Namespace, name: str) -> Path:
+    """Where what was measured of a variant lies."""
+    path: Path = options.work / f"{name}.measured.json"
+    return path
+
+
 def gather(options: argparse.Namespace, names: list[str]) -> None:
     """Write the result of all variants that are done."""
-    done = {name: options.work / f"{name}.json" for name in names}
-    found = {name: json.loads(path.read_text()) for name, path in done.items() if path.exists()}
+    found = {name: json.loads(path.read_text()) for name in names if (path := measurement(options, name)).exists()}
     result = {
         "count": options.count,
         "seeds": options.seeds,
@@ -141,10 +154,10 @@ def main() -> None:
     variants = {"teacher": {}, **table["variants"]}
     if options.worker:
         made = work(options.worker, variants[options.worker], options)
-        (options.work / f"{options.worker}.json").write_text(json.dumps(made))
+        measurement(options, options.worker).write_text(json.dumps(made))
         return
     names = ["teacher", *(options.only.split(",") if options.only else table["variants"])]
-    waiting = [name for name in names if not (options.work / f"{name}.json").exists()]
+    waiting = [name for name in names if not measurement(options, name).exists()]
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
         # The teacher's tokens are what the others are compared on: it goes first, alone.

@@ -222,7 +222,9 @@ def compared(file: str) -> str:
                 )
             )
     header = ("", "cost", "distance by dense", "class accuracy, %", "KL to dense", "the same on own samples")
-    tables = [f"Budget {budget:g}:\n\n{markdown(header, found)}" for budget, found in rows.items()]
+    tables = [
+        f"Budget {budget:g}:\n\n{markdown(header, found)}" for budget, found in sorted(rows.items(), reverse=True)
+    ]
     note = (
         f"{r['count']:,} samples under each of {len(r['seeds'])} seeds, mean ± standard deviation; dense: distance "
         f"{spread([t['distance'] for t in teacher], 3)}, class accuracy "
@@ -260,6 +262,7 @@ def main() -> None:
     fill(results, "trained", trained())
     fill(results, "quality", quality())
     fill(results, "guidance", guidance())
+    fill(results, "shipped", compared("shipped.json"))
     fill(results, "compared", compared("quality.json"))
     draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
