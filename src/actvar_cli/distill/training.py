@@ -45,7 +45,7 @@ def taught(teacher: ActVAR, batch: TeacherSamples, guidance: Tensor, hidden: lis
     ``hidden`` collects the output of every block, (2B, L, C), for which they are computed in any case.
     """
     if batch.logits is not None and hidden is None:
-        return batch.logits
+        return batch.logits.float()
     return guide(teacher.transformer(*paired_rows(teacher, batch.labels, batch.tokens), hidden=hidden), guidance)
 
 
