@@ -142,7 +142,7 @@ def run_stage(
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []
-            with optimiser.accelerator.autocast():
+            with optimiser.autocast:
                 if learned:
                     target = torch.cat([taught(teacher, part, guidance) for part in parts])
                     with torch.no_grad():

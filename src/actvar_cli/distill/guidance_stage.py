@@ -71,7 +71,7 @@ def learn_guidance(
             task.advance(done)
         for step in range(done, stage.steps):
             batch = batch_of(samples, settings.batch, seed + step)
-            with optimiser.accelerator.autocast():
+            with optimiser.autocast:
                 target = taught(teacher, batch, strengths)
                 logits = var(*single_rows(model, batch.labels, batch.tokens), var.teacher_forced(-torch.inf))
             loss = kl_divergence(logits, target, weights)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from actvar_cli.convert.recording import TeacherSamples, draw_samples
@@ -89,13 +88,16 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 class Optimiser:
-    """AdamW over ``parameters`` for ``steps`` steps; ``precision`` is that of `DistillSettings`."""
+    """AdamW over ``parameters`` for ``steps`` steps.
+
+    ``precision`` is that of `DistillSettings`; what gives the loss is computed inside ``autocast``.
+    """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], *, lr: float, steps: int, precision: str, device: torch.device
     ) -> None:
         mixed = precision == "bf16" or (precision == "auto" and fast_bf16(device))
-        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device.type == "cpu")
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
         self.parameters, self.lr, self.steps = parameters, lr, steps
         self.adam = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -108,7 +110,7 @@ class Optimiser:
         """Take step ``number``, counted from 0, down the gradient of ``loss``; returns the gradient's norm."""
         self.adam.param_groups[0]["lr"] = self.lr * learning_rate(number, self.steps)
         self.adam.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         # A step whose gradient explodes is left out: one bad batch must not undo the routers.
         if torch.isfinite(norm):

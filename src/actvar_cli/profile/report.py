@@ -273,7 +273,7 @@ def _distillation(number: Numbering, history: Sequence[Mapping[str, Any]]) -> st
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"actvar": __version__, "python": platform.python_version()}
-    for package in ("torch", "fvcore", "numpy", "accelerate"):
+    for package in ("torch", "fvcore", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
