@@ -54,7 +54,7 @@ def test_for_a_person_and_for_a_pipe(actvar: Actvar, models: Path) -> None:
         ),
         (
             ["DENSE", "--method", "kmean"],
-            "--method must be 'kmeans', 'coactivation', 'magnitude', 'random' or 'contiguous', not 'kmean' "
+            "--method must be 'kmeans', 'coactivation', 'magnitude', 'taylor', 'random' or 'contiguous', not 'kmean' "
             "(did you mean 'kmeans'?)",
         ),
         (["COMPRESSED"], "tiny has experts already; convert the original model"),

@@ -48,7 +48,9 @@ def ffn(dim: int = 16) -> FFN:
 
 @pytest.mark.parametrize("method", get_args(Method))
 def test_no_neuron_is_lost(method: Method) -> None:
-    permutation = group_neurons(ffn(), record(torch.randn(40, 16)), 4, method, torch.Generator().manual_seed(0))
+    permutation = group_neurons(
+        ffn(), record(torch.randn(40, 16)), 4, method, torch.Generator().manual_seed(0), torch.rand(64)
+    )
     assert permutation.sort().values.tolist() == list(range(64))
 
 

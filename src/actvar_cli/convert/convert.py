@@ -13,6 +13,7 @@ from actvar_cli.convert.calibration import IMAGES, calibrate_dials, predicted_co
 from actvar_cli.convert.grouping import group_neurons
 from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples, quick_calibration
 from actvar_cli.convert.regression import fit_perceptron, log_ratio
+from actvar_cli.convert.sensitivity import taylor_scores
 from actvar_cli.convert.settings import TOKENS, ConvertSettings, affordable_images
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.block import Block
@@ -158,12 +159,17 @@ def convert(
             scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums) if settings.router in BY_TOKEN else (),
         ),
     )
+    # Before the neurons change places in the teacher, whose weights these are.
+    taylor = settings.method == "taylor"
+    sensitivities = taylor_scores(teacher, samples, progress) if taylor else [None] * arch.depth
     fits: list[float] = []
     scores: list[Tensor] = []
     with progress.task(f"splitting FFNs ({settings.method}), fitting routers", arch.depth) as task:
-        for block, record in zip(student.transformer.stack, recorder.records(), strict=True):
+        for block, record, sensitivity in zip(
+            student.transformer.stack, recorder.records(), sensitivities, strict=True
+        ):
             assert isinstance(block.ffn, ExpertFFN)
-            grouped = group_neurons(block.ffn, record, block.ffn.num_experts, settings.method, generator)
+            grouped = group_neurons(block.ffn, record, block.ffn.num_experts, settings.method, generator, sensitivity)
             permute_experts(block, grouped)
             with quick_calibration(teacher):
                 fit, scored = calibrate_router(block, record, student.config.finest, generator)

@@ -71,11 +71,18 @@ def magnitude(ffn: FFN) -> Tensor:
 
 
 @torch.no_grad()
-def group_neurons(ffn: FFN, record: FFNRecord, experts: int, method: Method, generator: torch.Generator) -> Tensor:
+def group_neurons(
+    ffn: FFN,
+    record: FFNRecord,
+    experts: int,
+    method: Method,
+    generator: torch.Generator,
+    sensitivity: Tensor | None = None,
+) -> Tensor:
     """A permutation (hidden,), on the CPU, that lines the neurons of ``ffn`` up expert by expert.
 
     ``record`` is what the FFN did, which activations are looked at on. With ``magnitude`` the first expert has the
-    largest neurons, and so on.
+    largest neurons, and so on; with ``taylor`` those of the highest ``sensitivity`` (hidden,).
     """
     hidden = len(ffn.fc1.weight)
     if method == "contiguous":
@@ -84,5 +91,8 @@ def group_neurons(ffn: FFN, record: FFNRecord, experts: int, method: Method, gen
         return torch.randperm(hidden, generator=generator)
     if method == "magnitude":
         return magnitude(ffn).argsort(descending=True, stable=True).cpu()
+    if method == "taylor":
+        assert sensitivity is not None
+        return sensitivity.argsort(descending=True, stable=True).cpu()
     rows = ffn.fc1.weight if method == "kmeans" else coactivation(ffn.hidden(record.h[:COACTIVATION_TOKENS]))
     return balanced_kmeans(rows.cpu(), experts, generator).argsort(stable=True)

@@ -11,7 +11,7 @@ from actvar_cli.model.config import Frozen, NumExperts, RouterKind
 if TYPE_CHECKING:
     from actvar_cli.model.config import ModelConfig
 
-Method = Literal["kmeans", "coactivation", "magnitude", "random", "contiguous"]
+Method = Literal["kmeans", "coactivation", "magnitude", "taylor", "random", "contiguous"]
 """How neurons can be grouped; see `convert.grouping`."""
 
 WORK = 24 * 10**11
@@ -35,7 +35,8 @@ class ConvertSettings(Frozen):
         Method,
         Field(
             description="how neurons are grouped: balanced k-means on fc1 rows (kmeans) or on what makes them active "
-            "(coactivation), by the size of their weights (magnitude), at random, or as they come (contiguous)"
+            "(coactivation), by the size of their weights (magnitude), by how much predictions depend on them "
+            "(taylor), at random, or as they come (contiguous)"
         ),
     ] = "kmeans"
     router: Annotated[
