@@ -4,7 +4,9 @@
 
 The variants are those of benchmarks/quality.yaml. Each is converted, distilled and measured at every budget in a
 process of its own; what is done lies in --work and is not done again. Writes benchmarks/results/quality.json. On a GPU
-(--device cuda --batch 500) several --jobs share it; on two CPU cores --only ours,experts keeps it short.
+(--device cuda --batch 500) several --jobs share it. For two CPU cores there is --quick, a fifth of the steps, half as large:
+
+    OMP_NUM_THREADS=1 python benchmarks/quality.py --work /tmp/quick --quick --count 1000 --seeds 0 1 --jobs 2
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import actvar_cli
 from actvar_cli.convert.convert import convert
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.distill import distill
-from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.distill.settings import DistillSettings, Stages
 from actvar_cli.evaluate.agreement import AgreementSums, add_agreement
 from actvar_cli.evaluate.evaluate import Run, batch_seed
 from actvar_cli.evaluate.reference import Reference, load_reference
@@ -43,14 +45,27 @@ RESULT = HERE / "results/quality.json"
 KL_IMAGES = 1000
 
 
-def settings_of(variant: dict[str, Any]) -> tuple[ConvertSettings, DistillSettings]:
-    """The steps `convert` and `distill` of the long recipe, with what ``variant`` changes."""
+def settings_of(variant: dict[str, Any], *, quick: bool = False) -> tuple[ConvertSettings, DistillSettings]:
+    """The steps `convert` and `distill` of the long recipe, with what ``variant`` changes; shortened if ``quick``."""
     changed = {step: variant.get(step, {}) for step in ("convert", "distill") if variant.get(step) != "none"}
     changes = [f"steps.{step}.{key}={value}" for step, keys in changed.items() for key, value in keys.items()]
     steps = read(find("var-fashion-actvar"), changes).recipe.steps
     first, second = steps[0], steps[1]
     assert isinstance(first, ConvertStep) and isinstance(second, DistillStep)
-    return first.settings(ConvertSettings), second.settings(DistillSettings)
+    settings = second.settings(DistillSettings)
+    return first.settings(ConvertSettings), shortened(settings) if quick else settings
+
+
+def shortened(settings: DistillSettings) -> DistillSettings:
+    """A fifth of the steps, half the batch and a quarter of the samples."""
+    stages = {
+        name: getattr(settings.stages, name).model_copy(
+            update={"steps": math.ceil(getattr(settings.stages, name).steps / 5)}
+        )
+        for name in Stages.model_fields
+    }
+    less = {"images": settings.images // 4, "batch": settings.batch // 2, "stages": Stages(**stages)}
+    return settings.model_copy(update=less)
 
 
 @torch.inference_mode()
@@ -85,7 +100,7 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         return {"runs": [run for run, _ in runs]}
     file = variant.get("model") or options.work / f"{name}.safetensors"
     if not variant.get("model") and not file.exists():
-        splitting, settings = settings_of(variant)
+        splitting, settings = settings_of(variant, quick=options.quick)
         student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
         if variant.get("distill") != "none":
             # Minutes on a GPU, hours on a CPU: there it goes on where it was.
@@ -125,6 +140,7 @@ def gather(options: argparse.Namespace, names: list[str]) -> None:
     """Write the result of all variants that are done."""
     found = {name: json.loads(path.read_text()) for name in names if (path := measurement(options, name)).exists()}
     result = {
+        "quick": options.quick,
         "count": options.count,
         "seeds": options.seeds,
         "teacher": found.pop("teacher", None),
@@ -147,6 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--budgets", type=float, nargs="+", default=table["budgets"])
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="train a fifth as long, on half as much")
     parser.add_argument("--only", help="variants, with commas between")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
