@@ -4,7 +4,7 @@
 
 The variants are those of benchmarks/quality.yaml. Each is converted, distilled and measured at every budget in a
 process of its own; what is done lies in --work and is not done again. Writes benchmarks/results/quality.json. On a GPU
-(--device cuda --batch 500) several --jobs share it. For two CPU cores there is --quick, a fifth of the steps, half as large:
+(--device cuda --batch 500) several --jobs share it. For two CPU cores there is --quick: few, small steps:
 
     OMP_NUM_THREADS=1 python benchmarks/quality.py --work /tmp/quick --quick --count 1000 --seeds 0 1 --jobs 2
 """
