@@ -26,7 +26,7 @@ def test_it_writes_a_model_that_is_usable_at_once(actvar: Actvar, models: Path, 
     config = read_config(tmp_path / "m.safetensors")
     assert config.experts is not None and config.experts.num_experts == 4
     (step,) = read_lineage("m.safetensors")["steps"]
-    assert (step["step"], step["experts"], step["method"], len(step["sha256"])) == ("convert", 4, "kmeans", 64)
+    assert (step["step"], step["experts"], step["method"], len(step["sha256"])) == ("convert", 4, "tiers", 64)
     model = actvar_cli.load("m.safetensors", budget=0.8)
     assert model.sample([0], seed=0).images.shape == (1, 1, 6, 6)
 
@@ -54,8 +54,8 @@ def test_for_a_person_and_for_a_pipe(actvar: Actvar, models: Path) -> None:
         ),
         (
             ["DENSE", "--method", "kmean"],
-            "--method must be 'kmeans', 'coactivation', 'magnitude', 'taylor', 'random' or 'contiguous', not 'kmean' "
-            "(did you mean 'kmeans'?)",
+            "--method must be 'tiers', 'coactivation', 'kmeans', 'magnitude', 'taylor', 'random' or 'contiguous', not "
+            "'kmean' (did you mean 'kmeans'?)",
         ),
         (["COMPRESSED"], "tiny has experts already; convert the original model"),
         (["DENSE", "--device", "abacus"], "device 'abacus' is not usable here"),

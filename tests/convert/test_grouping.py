@@ -62,6 +62,23 @@ def test_by_magnitude_the_first_expert_has_the_largest_neurons() -> None:
     assert sorted(permutation[:16].tolist()) == list(range(5, 21))
 
 
+def test_in_tiers_important_neurons_come_first_and_in_each_tier_by_coactivation() -> None:
+    net, h = ffn(), torch.zeros(400, 16)
+    which = torch.arange(400) % 2
+    h[torch.arange(400), which] = 1
+    kinds, loud = torch.arange(64) % 2, torch.arange(64) < 32
+    with torch.no_grad():
+        net.fc1.weight.copy_(torch.randn(64, 16))
+        net.fc1.weight[:, :2] = -5
+        net.fc1.weight[torch.arange(64), kinds] = 5
+        net.fc1.bias.zero_()
+        net.fc2.weight.copy_(torch.where(loud, 10.0, 0.1).expand(16, 64))
+    permutation = group_neurons(net, record(h), 4, "tiers", torch.Generator().manual_seed(0))
+    groups = permutation.split(16)
+    assert [bool(loud[group].all()) for group in groups] == [True, True, False, False]
+    assert all(len(kinds[group].unique()) == 1 for group in groups)
+
+
 def test_by_coactivation_neurons_that_fire_together_are_together() -> None:
     net, h = ffn(), torch.zeros(400, 16)
     which = torch.arange(400) % 4

@@ -81,8 +81,10 @@ def test_one_set_of_weights_serves_several_thresholds() -> None:
         errors.append((block_errors(student, low), block_errors(student, high)))
     alone, both = errors
     assert both[1] < alone[1]
-    assert both[0] < 1.2 * alone[0]
+    assert both[0] < 1.3 * alone[0]
     assert both[0] < block_errors(converted, low)
+    # What misses little already is not given up for what misses much.
+    assert both[1] < 1.05 * block_errors(converted, high)
 
 
 @torch.no_grad()

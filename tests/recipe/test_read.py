@@ -79,8 +79,8 @@ steps:
         "r.yaml:2:1: unknown key 'sed' (did you mean 'seed'?)",
         "r.yaml:5:12: unknown model 'var-fashon' (did you mean 'var-fashion'?): `actvar ls` shows the known ones",
         "r.yaml:6:5: unknown key 'exprts' (did you mean 'experts'?)",
-        "r.yaml:7:13: method must be 'kmeans', 'coactivation', 'magnitude', 'taylor', 'random' or 'contiguous', not "
-        "'kmean' (did you mean 'kmeans'?)",
+        "r.yaml:7:13: method must be 'tiers', 'coactivation', 'kmeans', 'magnitude', 'taylor', 'random' or "
+        "'contiguous', not 'kmean' (did you mean 'kmeans'?)",
         "r.yaml:8:13: images must be greater than or equal to 8, not 4",
         "r.yaml:9:5: key 'images' stands twice, first at 8:5",
         "r.yaml:10:11: unknown step 'distil' (did you mean 'distill'?)",

@@ -1,6 +1,7 @@
 """Which neuron goes to which expert: groups of equal size.
 
-Source: MoEfication (arXiv 2110.01786), section 3.2, balanced k-means on the rows of the first layer.
+Source: MoEfication (arXiv 2110.01786), section 3.2, for balanced k-means on the rows of the first layer and for
+co-activation; that important and unimportant neurons are kept apart is ours (docs/method.md).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from actvar_cli.convert.recording import FFNRecord
 from actvar_cli.convert.settings import Method
 from actvar_cli.model.experts import FFN
 
-COACTIVATION_TOKENS = 1024
-"""Tokens that neurons are seen to be active on together."""
+WATCHED = 1024
+"""Tokens on which neurons are watched."""
 
 
 def balanced_assignment(distance: Tensor) -> Tensor:
@@ -64,6 +65,17 @@ def coactivation(hidden: Tensor) -> Tensor:
     return hidden.float().abs().T.contiguous()
 
 
+def importance(hidden: Tensor, ffn: FFN, record: FFNRecord) -> Tensor:
+    """What the output would miss without each neuron, (hidden,), by its activations (n, hidden) on ``record``'s tokens.
+
+    It is the energy of the neuron's deviation from its mean, after g2, relative to the block's output, as in the
+    routers' scores.
+    """
+    deviation = hidden.float() - hidden.float().mean(0)
+    heard = record.gain[: len(hidden)].float().square() @ ffn.fc2.weight.float().square()
+    return (deviation.square() * heard / record.energy[: len(hidden), None]).mean(0)
+
+
 def magnitude(ffn: FFN) -> Tensor:
     """How large a neuron's weights are, (hidden,): the product of the norms of what it reads and what it writes."""
     size: Tensor = ffn.fc1.weight.float().norm(dim=1) * ffn.fc2.weight.float().norm(dim=0)
@@ -81,8 +93,9 @@ def group_neurons(
 ) -> Tensor:
     """A permutation (hidden,), on the CPU, that lines the neurons of ``ffn`` up expert by expert.
 
-    ``record`` is what the FFN did, which activations are looked at on. With ``magnitude`` the first expert has the
-    largest neurons, and so on; with ``taylor`` those of the highest ``sensitivity`` (hidden,).
+    ``record`` is what the FFN did: its tokens are those on which neurons are watched. With ``tiers`` the more important
+    half of the experts comes first. With ``magnitude`` the first expert has the largest neurons, and so on; with
+    ``taylor`` those of the highest ``sensitivity`` (hidden,).
     """
     hidden = len(ffn.fc1.weight)
     if method == "contiguous":
@@ -94,5 +107,18 @@ def group_neurons(
     if method == "taylor":
         assert sensitivity is not None
         return sensitivity.argsort(descending=True, stable=True).cpu()
-    rows = ffn.fc1.weight if method == "kmeans" else coactivation(ffn.hidden(record.h[:COACTIVATION_TOKENS]))
-    return balanced_kmeans(rows.cpu(), experts, generator).argsort(stable=True)
+    if method == "kmeans":
+        return balanced_kmeans(ffn.fc1.weight.cpu(), experts, generator).argsort(stable=True)
+    activations = ffn.hidden(record.h[:WATCHED])
+    rows = coactivation(activations).cpu()
+    if method == "coactivation":
+        return balanced_kmeans(rows, experts, generator).argsort(stable=True)
+    falling = importance(activations, ffn, record).argsort(descending=True, stable=True).cpu()
+    upper = (experts + 1) // 2
+    tiers = falling.tensor_split([hidden // experts * upper])
+    return torch.cat(
+        [
+            tier[balanced_kmeans(rows[tier], count, generator).argsort(stable=True)]
+            for tier, count in zip(tiers, (upper, experts - upper), strict=True)
+        ]
+    )

@@ -11,7 +11,7 @@ from actvar_cli.model.config import Frozen, NumExperts, RouterKind
 if TYPE_CHECKING:
     from actvar_cli.model.config import ModelConfig
 
-Method = Literal["kmeans", "coactivation", "magnitude", "taylor", "random", "contiguous"]
+Method = Literal["tiers", "coactivation", "kmeans", "magnitude", "taylor", "random", "contiguous"]
 """How neurons can be grouped; see `convert.grouping`."""
 
 WORK = 24 * 10**11
@@ -34,11 +34,12 @@ class ConvertSettings(Frozen):
     method: Annotated[
         Method,
         Field(
-            description="how neurons are grouped: balanced k-means on fc1 rows (kmeans) or on what makes them active "
-            "(coactivation), by the size of their weights (magnitude), by how much predictions depend on them "
-            "(taylor), at random, or as they come (contiguous)"
+            description="how neurons are grouped: balanced k-means on what makes them active, the more and the less "
+            "important half apart (tiers) or all together (coactivation), or on fc1 rows (kmeans); by the size of "
+            "their weights (magnitude), by how much predictions depend on them (taylor), at random, or as they come "
+            "(contiguous)"
         ),
-    ] = "kmeans"
+    ] = "tiers"
     router: Annotated[
         RouterKind,
         Field(

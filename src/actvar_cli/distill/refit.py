@@ -8,6 +8,7 @@ known from post-training quantisation and pruning (AdaRound, arXiv 2004.10568; S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,10 @@ ITERATIONS = 2
 
 ROWS = 32
 """Sequences that go through a block at once."""
+
+
+MOST = 30.0
+"""Weight of the tokens of one threshold, at most, as a multiple of that of another."""
 
 
 class Part(NamedTuple):
@@ -86,6 +91,20 @@ def solve(parts: Sequence[Part], ridge: float = RIDGE, iterations: int = ITERATI
     return found
 
 
+def balanced(parts: Sequence[Part], thresholds: int) -> list[Part]:
+    """``parts``, whose ``thresholds`` take turns, each weighed by the root of how small an error its threshold makes.
+
+    A high budget misses little. Weighed by squared errors alone it would be sacrificed to a low one, which misses much.
+    """
+    energies = []
+    for turn in (parts[i::thresholds] for i in range(min(thresholds, len(parts)))):
+        energy = sum(float((part.weight * part.missing.square()).sum()) for part in turn)
+        energies.append(energy / sum(len(part.missing) for part in turn))
+    most = max(energies)
+    factors = [min(MOST, math.sqrt(most / max(energy, 1e-20))) for energy in energies]
+    return [part._replace(weight=part.weight * factors[i % thresholds]) for i, part in enumerate(parts)]
+
+
 def ffn_inputs(ffn: ExpertFFN, h: Tensor, on: Tensor) -> Tensor:
     """What the FFN's output is linear in, (n, hidden + E + 1), for its inputs ``h`` (n, C) and decisions (n, E)."""
     return torch.cat((ffn.masked_hidden(h, on), 1 - on, torch.ones_like(on[:, :1])), dim=1)
@@ -105,7 +124,7 @@ def refit(
 ) -> tuple[float, ...]:
     """Refit the FFNs of ``student`` in place, at its decisions, to what ``teacher``'s blocks put out.
 
-    The sequences are shared out among the ``thresholds``: one set of weights serves all of them.
+    The sequences are shared out among the ``thresholds``: one set of weights serves all of them (`balanced`).
     Where the student has learned guidance, so has the teacher: both compute the same row.
     Every scale counts the same. Returns every block's error afterwards, as `hidden_error` has it. Tokens that the
     student leaves out count for that, but not for the fit.
@@ -137,7 +156,7 @@ def refit(
                 inputs = ffn_inputs(block.ffn, record.h_ffn[kept[i]], decisions.on.flatten(0, 1)[kept[i]])
                 missing = (wanted[i] - made[i]).flatten(0, 1)[kept[i]]
                 parts.append(Part(inputs, record.gain[kept[i]], missing, weights[kept[i] % length, None]))
-            change = solve(parts)
+            change = solve(balanced(parts, len(thresholds)))
             add(block.ffn, change)
             # What the block puts out now follows without running it again.
             for x, tokens, part in zip(made, kept, parts, strict=True):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,9 @@ from actvar_cli.model.device import fast_bf16
 from actvar_cli.model.guidance import guide
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
+
+RECENT = 10
+"""Steps at a budget over which its divergence is averaged."""
 
 OWN_BATCHES = 2
 """How many batches' worth of sequences the student draws at a time."""
@@ -77,6 +83,22 @@ class Sequences:
         """One batch: the teacher's, and the student's own if there are any."""
         parts = [batch_of(self.samples, self.size - self.own, seed)]
         return parts if self.drawn is None else [*parts, batch_of(self.drawn, self.own, seed)]
+
+
+def say(budget: float, history: Sequence[Mapping[str, Any]], stage: str, budgets: int) -> float:
+    """What the loss at ``budget`` is multiplied by: half of the way to an equal say for all ``budgets``.
+
+    At a low one a student errs the most; by the loss alone it would learn for that one and forget the others. How much
+    it errs is the mean divergence of the last `RECENT` steps at each; before there are any, the factor is 1.
+    """
+    seen: dict[float, list[float]] = defaultdict(list)
+    for entry in history[-RECENT * budgets :]:
+        if entry["stage"] == stage and math.isfinite(entry["kl"]):
+            seen[entry["budget"]].append(entry["kl"])
+    if budget not in seen:
+        return 1.0
+    means = {b: max(mean(divergences), 1e-9) for b, divergences in seen.items()}
+    return math.sqrt(mean(means.values()) / means[budget])
 
 
 def learning_rate(step: int, steps: int) -> float:
