@@ -40,6 +40,9 @@ LEARNS = {"experts": (".ffn.", ".router.", ".reconstruction."), "blocks": ("bloc
 CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
 
+SCORES, PRECISION, PASSES = (-30.0, 10.0), 0.005, 5
+"""Where thresholds are looked for, how precisely, and passes over the samples that finding one may take."""
+
 SOFTNESS = 0.3
 """Temperature of the routers' gradient, as a share of the spread of their scores."""
 
@@ -74,14 +77,24 @@ class Aim(NamedTuple):
 
 @torch.no_grad()
 def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, images: int = 16) -> float:
-    """The threshold at which a teacher-forced pass costs ``budget``, by halving the range of the routers' scores."""
-    cost_model = CostModel(student.config, student.device)
-    low, high = -30.0, 10.0
-    for _ in range(12):
-        threshold = (low + high) / 2
-        cost = cost_model(decisions_at(student, samples, threshold, images))
-        low, high = (threshold, high) if cost > budget else (low, threshold)
-    return (low + high) / 2
+    """The threshold at which a teacher-forced pass costs ``budget``.
+
+    Where the scores of one pass would cost that is found by halving, without computing more; a few passes are enough,
+    since the scores follow what is left out only a little.
+    """
+    cost_model, threshold = CostModel(student.config, student.device), -torch.inf
+    for _ in range(PASSES):
+        made = decisions_at(student, samples, threshold, images)
+        low, high, before = *SCORES, threshold
+        while high - low > PRECISION:
+            threshold = (low + high) / 2
+            cut = student.transformer.teacher_forced(threshold)
+            assert cut.threshold is not None
+            cost = cost_model([block.at(cut.threshold, cut.gated) for block in made])
+            low, high = (threshold, high) if cost > budget else (low, threshold)
+        if abs(threshold - before) <= 2 * PRECISION:
+            break
+    return threshold
 
 
 @torch.no_grad()

@@ -22,12 +22,20 @@ from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update
 class Decisions:
     """What one block decided in a teacher-forced pass: ``on`` (B, L, E) and ``keep`` (B, L), floating, or ``None``.
 
-    ``scores`` (B, L, E) are the router's, without gradient.
+    ``scores`` (B, L, E) are the router's, ``gate`` (B, L) the token gate's, without gradient; ``keep`` is 1 at scales
+    without a gate, whatever it says.
     """
 
     on: Tensor | None = None
     scores: Tensor | None = None
     keep: Tensor | None = None
+    gate: Tensor | None = None
+
+    def at(self, cut: Tensor, gated: Tensor) -> Decisions:
+        """What the same scores decide where they must exceed ``cut`` (L,); ``gated`` (L,) as in `TeacherForced`."""
+        assert self.scores is not None
+        keep = None if self.gate is None else ((self.gate > cut) | ~gated).float()
+        return Decisions((self.scores > cut[:, None]).float(), self.scores, keep, self.gate)
 
 
 @dataclass
@@ -146,7 +154,8 @@ class Block(nn.Module):
             context.records.append(Record(*(t.detach().flatten(0, 1)[context.pick].float() for t in parts)))
         if context.threshold is not None and self.gated_scales:
             # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
-            keep = (self.token_gate(h, context.scales) > context.threshold) | ~context.gated
+            made.gate = self.token_gate(h, context.scales).detach()
+            keep = (made.gate > context.threshold) | ~context.gated
             made.keep = keep.to(y.dtype)
             if self.from_previous:
                 y = self._from_previous(x, y, h, keep)
