@@ -91,7 +91,10 @@ def test_no_variable_puts_escape_codes_into_a_pipe(name: str) -> None:
     [
         (["sample"], "missing argument 'MODEL': see `actvar sample --help`"),
         (["convert", "m", "--exprts", "8"], "no such option: --exprts (did you mean '--experts'?): see"),
-        (["convert", "m", "--experts", "many", "-o", "x"], "invalid value for '--experts'"),
+        (
+            ["convert", "m", "--experts", "many", "-o", "x"],
+            "invalid value for '--experts': 'many' is neither a whole number nor several with commas between",
+        ),
         (["sample", "m", "-o", "x.png", "--seed", "-1"], "invalid value for '--seed'"),
     ],
 )

@@ -17,7 +17,7 @@ from actvar_cli.distill import distill as module
 from actvar_cli.distill.distill import Distilled, distill
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
-from actvar_cli.distill.training import Sequences, say
+from actvar_cli.distill.training import Sequences, budget_weight
 from actvar_cli.errors import InputError
 from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.sampling import ActVAR, paired_rows
@@ -137,12 +137,12 @@ def test_no_budget_is_forgotten_for_the_one_that_errs_most() -> None:
     def entry(stage: str, budget: float, kl: float) -> dict[str, Any]:
         return {"stage": stage, "budget": budget, "kl": kl}
 
-    assert say(0.5, [], "tokens", 2) == 1
-    assert say(0.5, [entry("experts", 0.5, 1.0)], "tokens", 2) == 1
+    assert budget_weight(0.5, [], "tokens", 2) == 1
+    assert budget_weight(0.5, [entry("experts", 0.5, 1.0)], "tokens", 2) == 1
     history = [entry("tokens", b, kl) for _ in range(40) for b, kl in ((0.5, 0.01), (0.3, 0.16))]
-    high, low = (say(budget, history, "tokens", 2) for budget in (0.5, 0.3))
+    high, low = (budget_weight(budget, history, "tokens", 2) for budget in (0.5, 0.3))
     assert high == pytest.approx(4 * low)
-    assert say(0.5, [entry("tokens", 0.5, 0.01), entry("tokens", 0.5, math.nan)], "tokens", 1) == 1
+    assert budget_weight(0.5, [entry("tokens", 0.5, 0.01), entry("tokens", 0.5, math.nan)], "tokens", 1) == 1
 
 
 def test_all_of_a_block_can_learn(converted: ActVAR) -> None:

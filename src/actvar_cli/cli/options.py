@@ -32,7 +32,10 @@ def option(settings: type[BaseModel], field: str, *names: str, **more: Any) -> A
 
 def one_or_each(given: str | int) -> int | list[int]:
     """A whole number (typer hands in the default as it is), or several with commas between."""
-    numbers = [int(part) for part in str(given).split(",")]
+    try:
+        numbers = [int(part) for part in str(given).split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{given!r} is neither a whole number nor several with commas between") from error
     return numbers if len(numbers) > 1 else numbers[0]
 
 

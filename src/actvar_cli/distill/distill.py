@@ -24,7 +24,7 @@ from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, 
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
-from actvar_cli.distill.training import Optimiser, Sequences, say, taught, training
+from actvar_cli.distill.training import Optimiser, Sequences, budget_weight, taught, training
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.guidance import guidance_by_position, guide
@@ -173,7 +173,7 @@ def run_stage(
             hidden = hidden_error(teacher_hidden, student_hidden, weights)
             excess = cost_excess(cost, budget)
             loss = kl + settings.weights.hidden * hidden + settings.weights.cost * excess
-            norm = optimiser.step(say(budget, history, name, len(aims)) * loss, step)
+            norm = optimiser.step(budget_weight(budget, history, name, len(aims)) * loss, step)
             entry = {"loss": loss, "kl": kl, "hidden": hidden, "cost": cost, "grad_norm": norm}
             history.append(
                 {"stage": name, "step": step, "budget": budget, **{k: float(v.detach()) for k, v in entry.items()}}

@@ -85,7 +85,7 @@ class Sequences:
         return parts if self.drawn is None else [*parts, batch_of(self.drawn, self.own, seed)]
 
 
-def say(budget: float, history: Sequence[Mapping[str, Any]], stage: str, budgets: int) -> float:
+def budget_weight(budget: float, history: Sequence[Mapping[str, Any]], stage: str, budgets: int) -> float:
     """What the loss at ``budget`` is multiplied by: half of the way to an equal say for all ``budgets``.
 
     At a low one a student errs the most; by the loss alone it would learn for that one and forget the others. How much
