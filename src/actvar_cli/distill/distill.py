@@ -83,14 +83,14 @@ def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, image
     since the scores follow what is left out only a little.
     """
     cost_model, threshold = CostModel(student.config, student.device), -torch.inf
+    at_zero = student.transformer.teacher_forced(0.0)
+    assert at_zero.threshold is not None
     for _ in range(PASSES):
         made = decisions_at(student, samples, threshold, images)
         low, high, before = *SCORES, threshold
         while high - low > PRECISION:
             threshold = (low + high) / 2
-            cut = student.transformer.teacher_forced(threshold)
-            assert cut.threshold is not None
-            cost = cost_model([block.at(cut.threshold, cut.gated) for block in made])
+            cost = cost_model([block.at(at_zero.threshold + threshold, at_zero.gated) for block in made])
             low, high = (threshold, high) if cost > budget else (low, threshold)
         if abs(threshold - before) <= 2 * PRECISION:
             break
@@ -214,7 +214,7 @@ def distill(
     budgets = [settings.budget, *settings.also]
     if max(budgets) >= most:
         raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
-    learned = GuidanceConfig(cfg=stages.guidance.cfg) if stages.guidance.steps else student.config.guidance
+    learned = student.config.guidance
     samples = draw_samples(
         teacher,
         settings.images,

@@ -34,7 +34,6 @@ ITERATIONS = 2
 ROWS = 32
 """Sequences that go through a block at once."""
 
-
 MOST = 30.0
 """Weight of the tokens of one threshold, at most, as a multiple of that of another."""
 
