@@ -37,8 +37,11 @@ def work_by_token(model: ActVAR, samples: TeacherSamples) -> Tensor:
     for block, made in enumerate(decisions_at(model, samples, model.threshold, len(samples))):
         assert made.on is not None
         experts = config.experts_in(block)
-        work = computed + made.on[:, -last:].sum(-1) * ffn_macs(config, 1, experts)
-        spent += work if made.keep is None else torch.where(made.keep[:, -last:].bool(), work, skipped)
+        ffn = made.on[:, -last:].sum(-1) * ffn_macs(config, 1, experts)
+        keep = torch.ones_like(ffn) if made.keep is None else made.keep[:, -last:]
+        if config.token_gate and config.token_gate.skips == "block":
+            ffn = keep * ffn
+        spent += ffn + keep * computed + (1 - keep) * skipped
     return spent / (config.transformer.depth * (computed + ffn_macs(config, 1, 1)))
 
 

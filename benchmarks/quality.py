@@ -91,7 +91,9 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
     theirs = options.work / "teacher-tokens.pt"
     if name == "teacher":
         runs = [measured(teacher, reference, options.count, seed, options.batch) for seed in options.seeds]
-        torch.save(runs[0][1].cpu(), theirs)
+        part = theirs.with_suffix(".part")
+        torch.save(runs[0][1].cpu(), part)
+        part.replace(theirs)
         return {"runs": [run for run, _ in runs]}
     file = variant.get("model") or options.work / f"{name}.safetensors"
     if not variant.get("model") and not file.exists():
@@ -104,6 +106,8 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         save(file, student, {"recipe": "var-fashion-actvar", "changes": variant}, dtype="float16")
     student = actvar_cli.load(file, device=options.device)
     trained = time.perf_counter() - started
+    while not theirs.exists():
+        time.sleep(1)
     cells: list[dict[str, Any]] = []
     before = math.nan
     for budget in sorted(options.budgets):
@@ -172,15 +176,20 @@ def main() -> None:
     waiting = [name for name in names if not measurement(options, name).exists()]
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
-        # The teacher's tokens are what the others are compared on: it goes first, alone.
-        while waiting and len(running) < options.jobs and "teacher" not in running:
+        while waiting and len(running) < options.jobs:
             name = waiting.pop(0)
             running[name] = subprocess.Popen([sys.executable, *sys.argv, "--worker", name])
             print(f"{name}: started, {len(waiting)} waiting", flush=True)
         time.sleep(0.5)
         for name in [name for name, process in running.items() if process.poll() is not None]:
-            print(f"{name}: {'done' if running.pop(name).returncode == 0 else 'FAILED'}", flush=True)
+            failed = running.pop(name).returncode != 0
+            print(f"{name}: {'FAILED' if failed else 'done'}", flush=True)
             gather(options, names)
+            if failed and name == "teacher":
+                # The others wait for its tokens, which they are compared on.
+                for process in running.values():
+                    process.kill()
+                raise SystemExit(1)
     gather(options, names)
 
 

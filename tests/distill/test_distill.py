@@ -145,6 +145,14 @@ def test_no_budget_is_forgotten_for_the_one_that_errs_most() -> None:
     assert budget_weight(0.5, [entry("tokens", 0.5, 0.01), entry("tokens", 0.5, math.nan)], "tokens", 1) == 1
 
 
+def test_routers_can_be_left_as_they_were_fitted(converted: ActVAR) -> None:
+    before = converted.transformer.state_dict()
+    after = distill(teacher_model(), converted, settings(steps=2).model_copy(update={"router_lr": 0})).model
+    changed = {k for k, v in after.transformer.state_dict().items() if k in before and not torch.equal(v, before[k])}
+    assert changed
+    assert not any(".router." in k for k in changed)
+
+
 def test_all_of_a_block_can_learn(converted: ActVAR) -> None:
     few = settings(steps=2).model_copy(update={"learns": "blocks"})
     before, after = converted.transformer, distill(teacher_model(), converted, few).model.transformer

@@ -14,14 +14,12 @@ def test_kl_is_zero_only_for_equal_distributions() -> None:
     assert float(kl_divergence(logits, -logits)) > 0.1
 
 
-def test_every_scale_counts_the_same() -> None:
+def test_a_scale_of_a_quarter_of_the_tokens_counts_half_as_much() -> None:
     weights = scale_weights((1, 2, 4))
     assert abs(float(weights.mean()) - 1) < 1e-6
-    by_scale = [float(part.sum()) for part in weights.split((1, 4, 16))]
-    assert max(by_scale) - min(by_scale) < 1e-5
     p, q = torch.randn(2, 21, 5), torch.randn(2, 21, 5)
     parts = [kl_divergence(a, b) for a, b in zip(p.split((1, 4, 16), 1), q.split((1, 4, 16), 1), strict=True)]
-    torch.testing.assert_close(kl_divergence(p, q, weights), torch.stack(parts).mean())
+    torch.testing.assert_close(kl_divergence(p, q, weights), (parts[0] + 2 * parts[1] + 4 * parts[2]) / 7)
 
 
 def test_kl_has_a_direction() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from actvar_cli.convert.recording import draw_samples
-from actvar_cli.distill.token_stage import drop_idle_gates
+from actvar_cli.distill.settings import TokensStage
+from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, saving, weigh_gates
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
@@ -34,3 +35,19 @@ def test_a_gate_that_keeps_all_is_taken_out_and_changes_nothing() -> None:
     torch.testing.assert_close(fewer.sample([0, 1, 2], seed=0, counter=after).images, expected)
     assert after.by_part()["token_gate"] == before.by_part()["token_gate"] / 2
     assert after.density("tokens") == before.density("tokens")
+
+
+def test_gates_are_shifted_to_where_the_divergence_is_least() -> None:
+    model = lazy_and_busy()
+    biases = [block.token_gate.fc2.bias for block in model.transformer.stack]
+    assert weigh_gates(model, lambda: abs(float(biases[0]) - 50.5)) == 0.5
+    assert [float(bias) for bias in biases] == [50.5, -49.5]
+
+
+def test_skipping_attention_alone_saves_less_than_skipping_the_block() -> None:
+    saved = {}
+    for skips in ("block", "attention"):
+        model = add_token_gates(tiny_model(experts=True), TokensStage(rank=2, skips=skips))
+        saved[skips] = saving(model.config, density=0.5)
+    # The difference is what the token would have done in the router and in half of the four experts.
+    assert 2 < saved["block"] - saved["attention"] < 2.5

@@ -15,7 +15,7 @@ def test_all_variants_are_trained_alike_and_differ_as_they_say() -> None:
     steps = {
         sum(stage.steps for stage in (d.stages.guidance, d.stages.experts, d.stages.tokens)) for _, d in made.values()
     }
-    assert steps == {950}
-    assert {(d.images, d.batch, d.lr, d.learns) for _, d in made.values()} == {(8192, 32, 1.5e-3, "blocks")}
-    assert settings_of(variants["ours"], quick=True)[1].stages.experts.steps == 100
+    assert steps == {550}
+    assert {(d.images, d.batch, d.lr, d.learns) for _, d in made.values()} == {(2048, 32, 1.5e-3, "blocks")}
+    assert settings_of(variants["ours"], quick=True)[1].stages.experts.steps == 60
     assert len({repr(pair) for pair in made.values()}) == len(made)

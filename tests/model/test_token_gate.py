@@ -9,7 +9,7 @@ import torch
 
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.evaluate.agreement import guided_logits
-from actvar_cli.model.config import GateKind, ReconstructionKind, TokenGateConfig
+from actvar_cli.model.config import GateKind, ReconstructionKind, SkippedPart, TokenGateConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
@@ -17,9 +17,11 @@ from actvar_cli.model.token_gate import DeviationGate, grid_order, previous_upda
 from tests.tiny import tiny_model
 
 
-def gated(kind: GateKind = "learned", reconstruction: ReconstructionKind = "low-rank") -> ActVAR:
+def gated(
+    kind: GateKind = "learned", reconstruction: ReconstructionKind = "low-rank", skips: SkippedPart = "block"
+) -> ActVAR:
     model = tiny_model(experts=True)
-    gate = TokenGateConfig(scales=(1, 2), gate_dim=4, rank=4, kind=kind, reconstruction=reconstruction)
+    gate = TokenGateConfig(scales=(1, 2), gate_dim=4, rank=4, kind=kind, skips=skips, reconstruction=reconstruction)
     model = rebuilt(model, model.config.model_copy(update={"token_gate": gate}))
     torch.manual_seed(1)
     for name, parameter in model.transformer.named_parameters():
@@ -32,11 +34,12 @@ def gated(kind: GateKind = "learned", reconstruction: ReconstructionKind = "low-
     return model
 
 
+@pytest.mark.parametrize("skips", get_args(SkippedPart))
 @pytest.mark.parametrize("reconstruction", get_args(ReconstructionKind))
 @pytest.mark.parametrize("kind", get_args(GateKind))
-def test_sampling_is_what_was_trained(kind: GateKind, reconstruction: ReconstructionKind) -> None:
-    model, counter = gated(kind, reconstruction), WorkCounter(gated().config)
-    counter.config = model.config
+def test_sampling_is_what_was_trained(kind: GateKind, reconstruction: ReconstructionKind, skips: SkippedPart) -> None:
+    model = gated(kind, reconstruction, skips)
+    counter = WorkCounter(model.config)
     labels = torch.arange(24) % 3
     tokens = model.sample_tokens(labels, seed=0, settings=SamplingSettings(top_k=1), counter=counter)
     with torch.no_grad():
@@ -78,3 +81,17 @@ def test_the_update_before_is_that_of_the_nearest_token() -> None:
     assert made[:5] == [0, 0, 0, 0, 0]
     assert made[5:13] == [1, 1, 2, 2, 1, 1, 2, 2]
     assert made[13:] == [3, 3, 4, 4, 3, 3, 4, 4]
+
+
+def test_where_attention_alone_is_skipped_the_ffn_sees_every_token() -> None:
+    model = gated(skips="attention")
+    model.threshold = 1000.0
+    before, counter = WorkCounter(model.config), WorkCounter(model.config)
+    model.sample_tokens([0, 1, 2], seed=0, counter=counter)
+    assert counter.density("tokens") == [[1, 0, 0]] * 2
+    whole = gated()
+    whole.threshold = 1000.0
+    whole.sample_tokens([0, 1, 2], seed=0, counter=before)
+    routed = {part: counter.by_part()[part] / before.by_part()[part] for part in ("router", "attention")}
+    # Of 14 tokens, 13 can be skipped.
+    assert routed == {"router": pytest.approx(14), "attention": 1}

@@ -49,6 +49,7 @@ class CostModel:
         experts = [config.experts_in(block) for block in range(config.transformer.depth)]
         self.pair = [ffn_macs(config, 1, count) for count in experts]
         self.router = [router_macs(config, 1, count) for count in experts]
+        self.skips_attention = config.token_gate is not None and config.token_gate.skips == "attention"
         length = tok.num_tokens
         self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, config.rows * n) for n in sizes)
         self.fixed += embed_macs(config, length - sizes[0])
@@ -65,9 +66,12 @@ class CostModel:
         for made, pair, router in zip(decisions, self.pair, self.router, strict=True):
             assert made.on is not None
             ffn = made.on.float().sum(-1) * pair + router
-            work = ffn + self.computed
+            attention = self.computed
             if made.keep is not None:
                 keep = made.keep.float()
-                work = keep * work + (1 - keep) * self.skipped + self.gated
+                attention = keep * self.computed + (1 - keep) * self.skipped + self.gated
+                if not self.skips_attention:
+                    ffn = keep * ffn
+            work = ffn + attention
             total = total + work.sum(1).mean()
         return (self.config.rows * total + self.fixed) / self.dense

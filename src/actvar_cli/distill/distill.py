@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.refit import refit
-from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates
+from actvar_cli.distill.settings import LOGIT_BYTES, DistillSettings
+from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
 from actvar_cli.distill.training import Optimiser, Sequences, budget_weight, taught, training
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
@@ -111,6 +112,36 @@ def expert_density(student: ActVAR, samples: TeacherSamples, threshold: float, i
     return float(torch.stack([block.on.mean() for block in made if block.on is not None]).mean())
 
 
+def logit_room(device: torch.device) -> int:
+    """Bytes that the teacher's logits may take on ``device``: of a GPU, an eighth of its memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 8
+    return LOGIT_BYTES
+
+
+def guidance_of(student: ActVAR) -> Tensor:
+    """The guidance at every position that the student learned, or that is usual."""
+    learned = student.config.guidance
+    return guidance_by_position(student.config, learned.cfg if learned else SamplingSettings().cfg, student.device)
+
+
+@torch.no_grad()
+def divergence(
+    teacher: ActVAR, student: ActVAR, samples: TeacherSamples, budgets: Sequence[float], images: int = 32
+) -> float:
+    """Mean over ``budgets`` of the log of the student's divergence, teacher-forced, as `run_stage` has it."""
+    weights, guidance = scale_weights(student.config.tokenizer.patch_nums, student.device), guidance_of(student)
+    part = samples[torch.arange(min(images, len(samples)))]
+    target, found = taught(teacher, part, guidance), []
+    for budget in budgets:
+        context = student.transformer.teacher_forced(threshold_for(student, samples, budget))
+        logits = student.transformer(*rows_of(student, part.labels, part.tokens), context)
+        if not student.config.guidance:
+            logits = guide(logits, guidance)
+        found.append(float(kl_divergence(logits, target, weights).log()))
+    return mean(found)
+
+
 def run_stage(
     name: str,
     teacher: ActVAR,
@@ -119,24 +150,32 @@ def run_stage(
     samples: TeacherSamples,
     settings: DistillSettings,
     *,
-    steps: int,
+    steps: range,
     aims: Sequence[Aim],
     seed: int,
     history: list[dict[str, Any]],
     checkpoint: Path | None,
     progress: Progress,
 ) -> None:
-    """Train ``student`` in place for ``steps`` optimiser steps, at each of ``aims`` in turn; excess is punished.
+    """Train ``student`` in place, at each of ``aims`` in turn; excess is punished.
 
+    ``steps`` are this stage's of all that follow one schedule, up to `Stages.learning`.
     ``guided`` is the teacher with guidance learned, where the student has learned it too; else the teacher.
     """
     cost_model = CostModel(student.config, student.device)
-    weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
+    weights, guidance = scale_weights(student.config.tokenizer.patch_nums, student.device), guidance_of(student)
     learned = student.config.guidance
-    guidance = guidance_by_position(student.config, learned.cfg if learned else SamplingSettings().cfg, student.device)
-    with training(student, LEARNS[settings.learns]) as parameters, progress.task(f"distilling {name}", steps) as task:
+    with (
+        training(student, LEARNS[settings.learns]) as parameters,
+        progress.task(f"distilling {name}", len(steps)) as task,
+    ):
         optimiser = Optimiser(
-            parameters, lr=settings.lr, steps=steps, precision=settings.precision, device=student.device
+            parameters,
+            lr=settings.lr,
+            router_lr=settings.router_lr,
+            steps=settings.stages.learning,
+            precision=settings.precision,
+            device=student.device,
         )
         done, temperature = 0, SOFTNESS * score_spread(student, samples, aims[0].threshold)
         state = read_state(checkpoint)
@@ -145,11 +184,12 @@ def run_stage(
             done, history[:], temperature = state["step"], state["history"], state["temperature"]
             task.advance(done)
         sequences = Sequences(samples, student, settings.own, settings.batch, [aim.threshold for aim in aims])
-        for step in range(done, steps):
+        for number in steps[done:]:
+            step = number - steps.start
             if step % CHECKPOINT_EVERY == 0:
                 # In step with the checkpoints: what goes on from one draws the same.
-                sequences.renew(seed + step // CHECKPOINT_EVERY)
-            parts = sequences.batch(seed + step)
+                sequences.renew(seed + number // CHECKPOINT_EVERY)
+            parts = sequences.batch(seed + number)
             labels, tokens = torch.cat([part.labels for part in parts]), torch.cat([part.tokens for part in parts])
             budget, threshold = aims[step % len(aims)]
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
@@ -173,13 +213,13 @@ def run_stage(
             hidden = hidden_error(teacher_hidden, student_hidden, weights)
             excess = cost_excess(cost, budget)
             loss = kl + settings.weights.hidden * hidden + settings.weights.cost * excess
-            norm = optimiser.step(budget_weight(budget, history, name, len(aims)) * loss, step)
+            norm = optimiser.step(budget_weight(budget, history, name, len(aims)) * loss, number)
             entry = {"loss": loss, "kl": kl, "hidden": hidden, "cost": cost, "grad_norm": norm}
             history.append(
                 {"stage": name, "step": step, "budget": budget, **{k: float(v.detach()) for k, v in entry.items()}}
             )
             task.advance(note=f"kl {history[-1]['kl']:.3f} cost {history[-1]['cost']:.3f}")
-            if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps):
+            if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == len(steps)):
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
                 state |= {"aims": aims, "seed": seed, "settings": settings.model_dump(mode="json")}
                 state["gated_blocks"] = student.config.token_gate and student.config.token_gate.blocks
@@ -223,7 +263,7 @@ def distill(
         settings=SamplingSettings(cfg=learned.cfg) if learned else None,
         # What the teacher says need not be computed again in every step. Without guidance learned, it is: the hidden
         # states that its rows are compared by come with it.
-        keep_logits=learned is not None and settings.keeps_logits(teacher.config, teacher.device.type),
+        keep_logits=learned is not None and settings.keeps_logits(teacher.config, logit_room(teacher.device)),
     )
     history: list[dict[str, Any]] = []
     guided = teacher
@@ -241,24 +281,29 @@ def distill(
     share = stages.experts.share if stages.tokens.steps else 1.0
     first = [most - share * (most - budget) for budget in budgets]
 
-    def stage(name: str, steps: int) -> None:
+    def stage(name: str, steps: range) -> None:
         run_stage(
             name, teacher, guided, student, samples, settings, steps=steps, aims=aims, seed=seed, history=history,
             checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
 
-    def refitted(budgets: Sequence[float]) -> list[Aim]:
-        """Refit the experts; the scores move with what the blocks see, so the thresholds are set anew."""
-        found = [threshold_for(student, samples, budget) for budget in budgets]
-        refit(guided, student, samples, thresholds=found, progress=progress)
+    def aimed(budgets: Sequence[float]) -> list[Aim]:
         return [Aim(budget, threshold_for(student, samples, budget)) for budget in budgets]
 
     if state and state["stage"] == "tokens":
         aims = [Aim(*aim) for aim in state["aims"]]
         student = add_token_gates(student, stages.tokens, state["gated_blocks"])
     else:
-        aims = [Aim(*aim) for aim in state["aims"]] if state else refitted(first)
-        stage("experts", stages.experts.steps)
+        if state:
+            aims = [Aim(*aim) for aim in state["aims"]]
+        else:
+            aims = aimed(first)
+            if settings.learns == "experts":
+                # Where all of every block learns, for longer, it is worth no more than a few steps.
+                refit(guided, student, samples, thresholds=[aim.threshold for aim in aims], progress=progress)
+                # The scores move with what the blocks see.
+                aims = aimed(first)
+        stage("experts", range(stages.experts.steps))
         if stages.tokens.steps:
             density = expert_density(student, samples, aims[0].threshold)
             student = add_token_gates(student, stages.tokens)
@@ -271,11 +316,12 @@ def distill(
                 generator=generator,
                 progress=progress,
             )
+            weigh_gates(student, lambda: divergence(teacher, student, samples, budgets))
             # At the lowest budget gates skip most: what is idle there is idle everywhere.
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
-            aims = refitted(budgets)
+            aims = aimed(budgets)
     if stages.tokens.steps:
-        stage("tokens", stages.tokens.steps)
+        stage("tokens", range(stages.experts.steps, stages.learning))
     thresholds = [aim.threshold for aim in aims]
     dials = calibrate_dials(
         student,

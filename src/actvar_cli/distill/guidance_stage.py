@@ -56,7 +56,7 @@ def learn_guidance(
         load_weights(checkpoint, var.guidance, "guidance.")
         return model
     strengths = guidance_by_position(teacher.config, stage.cfg, model.device)
-    weights = scale_weights(teacher.config.tokenizer.patch_nums).to(model.device)
+    weights = scale_weights(teacher.config.tokenizer.patch_nums, model.device)
     with (
         training(model, ("guidance.",)) as parameters,
         progress.task("distilling guidance", stage.steps) as task,

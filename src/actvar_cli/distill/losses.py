@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def scale_weights(patch_nums: Sequence[int]) -> Tensor:
-    """Weights (L,) of the positions, of mean 1, under which every scale counts the same."""
-    sizes = torch.tensor([pn * pn for pn in patch_nums])
-    return (sizes.sum() / (len(sizes) * sizes)).repeat_interleave(sizes)
+def scale_weights(patch_nums: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Weights (L,) of the positions, of mean 1: those of a scale of n tokens are proportional to 1 / sqrt(n).
+
+    Halfway between every token counting the same, which would be mostly about the last scale, and every scale.
+    """
+    sides = torch.tensor(patch_nums, device=device)
+    return (sides.square().sum() / sides.sum() / sides).repeat_interleave(sides.square())
 
 
 def kl_divergence(p: Tensor, q: Tensor, weights: Tensor | float = 1.0) -> Tensor:

@@ -135,7 +135,7 @@ def refit(
     embedded, cond = teacher.transformer.embed(labels, var_input, strength)
     wanted, made = list(embedded.split(ROWS)), list(embedded.split(ROWS))
     conditions = [ada.split(ROWS) for ada in teacher.transformer.conditions(cond)]
-    weights = scale_weights(student.config.tokenizer.patch_nums).to(student.device)
+    weights = scale_weights(student.config.tokenizer.patch_nums, student.device)
     errors: list[float] = []
     with progress.task("refitting experts", len(var.stack)) as task:
         for original, block, ada in zip(teacher.transformer.stack, var.stack, conditions, strict=True):
@@ -151,7 +151,9 @@ def refit(
                 made[i] = block(x, blend(a, strength), context)
                 decisions, record = context.decisions[0], context.records[0]
                 assert decisions.on is not None
-                kept.append(everything if decisions.keep is None else decisions.keep.flatten().nonzero().squeeze(1))
+                # Where attention alone is skipped, every token has gone through the FFN.
+                keep = None if block.skips_attention else decisions.keep
+                kept.append(everything if keep is None else keep.flatten().nonzero().squeeze(1))
                 inputs = ffn_inputs(block.ffn, record.h_ffn[kept[i]], decisions.on.flatten(0, 1)[kept[i]])
                 missing = (wanted[i] - made[i]).flatten(0, 1)[kept[i]]
                 parts.append(Part(inputs, record.gain[kept[i]], missing, weights[kept[i] % length, None]))

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from actvar_cli.model.config import Frozen, GateKind, ModelConfig, ReconstructionKind
+from actvar_cli.model.config import Frozen, GateKind, ModelConfig, ReconstructionKind, SkippedPart
 
-LOGIT_BYTES, GPU_LOGIT_BYTES = 2**29, 2**32
-"""Room for the teacher's logits on all samples, on a CPU and on a GPU."""
+LOGIT_BYTES = 2**29
+"""Room for the teacher's logits on all samples, on a CPU."""
 
 
 class GuidanceStage(Frozen):
@@ -44,6 +44,7 @@ class TokensStage(Frozen):
             "from the mean of its scale (deviation)"
         ),
     ] = "learned"
+    skips: Annotated[SkippedPart, Field(description="what a skipped token goes without")] = "attention"
     reconstruction: Annotated[ReconstructionKind, Field(description="what stands in for a skipped token's update")] = (
         "low-rank"
     )
@@ -55,6 +56,11 @@ class Stages(Frozen):
     guidance: GuidanceStage = GuidanceStage()
     experts: ExpertsStage = ExpertsStage()
     tokens: TokensStage = TokensStage()
+
+    @property
+    def learning(self) -> int:
+        """Steps of the last two stages, which share one schedule of the learning rate."""
+        return self.experts.steps + self.tokens.steps
 
 
 class LossWeights(Frozen):
@@ -78,6 +84,9 @@ class DistillSettings(Frozen):
         float, Field(ge=0, le=1, description="share of every batch that the student sampled itself, not the teacher")
     ] = 0.0
     lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 2e-4
+    router_lr: Annotated[
+        float, Field(ge=0, description="the routers' learning rate as a share of lr; 0 leaves them as they were fitted")
+    ] = 0.1
     learns: Annotated[
         Literal["experts", "blocks"],
         Field(description="what learns: FFNs, routers and reconstructions, or all of every block, for long trainings"),
@@ -88,7 +97,6 @@ class DistillSettings(Frozen):
         str, Field(pattern="^(auto|no|bf16)$", description="bf16 autocast, none, or bf16 where it is fast")
     ] = "auto"
 
-    def keeps_logits(self, config: ModelConfig, device: str) -> bool:
-        """Whether there is room on the ``device`` (its type) for what the teacher says about all its samples."""
-        room = LOGIT_BYTES if device == "cpu" else GPU_LOGIT_BYTES
+    def keeps_logits(self, config: ModelConfig, room: int = LOGIT_BYTES) -> bool:
+        """Whether there is ``room``, in bytes, for what the teacher says about all its samples."""
         return 2 * self.images * config.tokenizer.num_tokens * config.tokenizer.vocab_size <= room

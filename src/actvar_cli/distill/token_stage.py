@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -16,6 +16,9 @@ from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.token_gate import StaticGate
 from actvar_cli.progress import Progress
+
+SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+"""What is tried to be added to the scores of all gates; with the last, next to nothing is skipped."""
 
 IDLE = 0.85
 """A gate that keeps more than this share of the tokens is not worth asking: around it, attention goes unevenly long."""
@@ -30,6 +33,7 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
         gate_dim=max(8, dim // 16),
         rank=min(stage.rank, dim),
         kind=stage.gate,
+        skips=stage.skips,
         reconstruction=stage.reconstruction,
         blocks=None if blocks is None else tuple(blocks),
     )
@@ -45,8 +49,10 @@ def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
 def saving(config: ModelConfig, density: float) -> float:
     """MACs that a token skipped on the last scale saves, as a number of smallest experts, at a density of experts."""
     length, experts = config.tokenizer.num_tokens, config.finest
-    computed = attention_macs(config, 1, 0, length) + router_macs(config, 1, experts)
-    computed += round(density * ffn_macs(config, 1, 1))
+    computed = attention_macs(config, 1, 0, length)
+    assert config.token_gate is not None
+    if config.token_gate.skips == "block":
+        computed += router_macs(config, 1, experts) + round(density * ffn_macs(config, 1, 1))
     skipped = attention_macs(config, 0, 1, length) + reconstruction_macs(config, 1)
     return (computed - skipped) / ffn_macs(config, 1, experts)
 
@@ -63,9 +69,10 @@ def fit_token_gates(
 ) -> tuple[float, ...]:
     """Fit reconstruction and gate of every block on the student's own activations.
 
-    A gate's score is the log of the error that skipping the token makes, relative to the block's output, for each
-    expert's worth of work that it saves: the units of the router's scores, so that one threshold weighs experts and
-    tokens against each other. Returns, per block, the share of the update's energy that the reconstruction explains.
+    A gate's score is the log of the error that skipping makes, be it the block or its attention alone, relative to what
+    comes out of that, for each expert's worth of work that it saves: the units of the router's scores, so that one
+    threshold weighs experts and tokens against each other. Returns, per block, the share of the energy of what is
+    skipped that the reconstruction explains.
     """
     config = student.transformer.config
     assert config.token_gate is not None
@@ -98,6 +105,27 @@ def fit_token_gates(
                 fit_perceptron(block.token_gate, record.h, error, generator)
             task.advance(note=f"explains {explained[-1]:.2f}")
     return tuple(explained)
+
+
+@torch.no_grad()
+def weigh_gates(student: ActVAR, divergence: Callable[[], float]) -> float:
+    """Shift the scores of all gates by the one of `SHIFTS` under which ``divergence``, at equal cost, is least.
+
+    How much a skipped token harms, beside an expert left out, depends on what the experts have learned by then. Returns
+    the shift.
+    """
+    gates = [block.token_gate for block in student.transformer.stack]
+    found: dict[float, float] = {}
+    before = 0.0
+    for shift in SHIFTS:
+        for gate in gates:
+            gate.shift(shift - before)
+        before = shift
+        found[shift] = divergence()
+    best = min(found, key=lambda shift: found[shift])
+    for gate in gates:
+        gate.shift(best - before)
+    return best
 
 
 @torch.no_grad()

@@ -112,16 +112,32 @@ def learning_rate(step: int, steps: int) -> float:
 class Optimiser:
     """AdamW over ``parameters`` for ``steps`` steps.
 
-    ``precision`` is that of `DistillSettings`; what gives the loss is computed inside ``autocast``.
+    ``precision`` is that of `DistillSettings`; what gives the loss is computed inside ``autocast``. Routers learn at
+    ``router_lr`` times the rate of all else.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, lr: float, steps: int, precision: str, device: torch.device
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        lr: float,
+        steps: int,
+        precision: str,
+        device: torch.device,
+        router_lr: float = 1.0,
     ) -> None:
         mixed = precision == "bf16" or (precision == "auto" and fast_bf16(device))
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
-        self.parameters, self.lr, self.steps = parameters, lr, steps
-        self.adam = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+        self.steps = steps
+        routers = {name: parameter for name, parameter in parameters.items() if ".router." in name}
+        others = {name: parameter for name, parameter in parameters.items() if name not in routers}
+        self.parameters = others | routers
+        groups = [
+            {"params": list(part.values()), "initial_lr": rate}
+            for part, rate in ((others, lr), (routers, router_lr * lr))
+            if part
+        ]
+        self.adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
 
     @property
     def names(self) -> list[str]:
@@ -130,7 +146,8 @@ class Optimiser:
 
     def step(self, loss: Tensor, number: int) -> Tensor:
         """Take step ``number``, counted from 0, down the gradient of ``loss``; returns the gradient's norm."""
-        self.adam.param_groups[0]["lr"] = self.lr * learning_rate(number, self.steps)
+        for group in self.adam.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate(number, self.steps)
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)

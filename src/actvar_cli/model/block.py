@@ -43,8 +43,9 @@ class Record:
     """What one block did to the picked positions: each (n, C).
 
     ``h`` is the block's input after AdaLN, ``h_ffn`` the FFN's input after AdaLN, ``gain`` the FFN's g2, ``update``
-    what the block adds when the token is computed, ``previous`` what it added at the scale before at the same place,
-    (n, 0) if its reconstruction does not read that, ``out`` the block's output.
+    what is added when the token is computed, by the block or, where a gate skips that alone, by its attention,
+    ``previous`` the same of the scale before at the same place, (n, 0) if its reconstruction does not read that,
+    ``out`` what comes of it.
     """
 
     h: Tensor
@@ -106,11 +107,12 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
-        self.from_previous = False
+        self.from_previous = self.skips_attention = False
         if config.token_gate and self.gated_scales:
             self.token_gate = gate_of(config)
             self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate)
             self.from_previous = self.reconstruction.from_previous
+            self.skips_attention = config.token_gate.skips == "attention"
 
     def condition(self, cond: Tensor) -> Tensor:
         """The AdaLN parameters (R, 6, C): g1, g2, 1 + scale1, 1 + scale2, shift1, shift2; float32.
@@ -138,7 +140,15 @@ class Block(nn.Module):
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         made = Decisions()
         h = self.normalise(x, scale1, shift1)
-        y = x + g1 * self.attn(h, bias=context.bias)
+        middle = y = x + g1 * self.attn(h, bias=context.bias)
+        keep = None
+        if context.threshold is not None and self.gated_scales:
+            # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
+            made.gate = self.token_gate(h, context.scales).detach()
+            keep = (made.gate > context.threshold) | ~context.gated
+            made.keep = keep.to(y.dtype)
+            if self.skips_attention:
+                y = self._stand_in(x, y, h, keep)
         h2 = self.normalise(y, scale2, shift2)
         if context.threshold is None or not isinstance(self.ffn, ExpertFFN):
             y = y + g2 * self.ffn(h2)
@@ -148,24 +158,21 @@ class Block(nn.Module):
             made.on = straight_through(scores, context.threshold[:, None], context.temperature).to(h2.dtype)
             y = y + g2 * self.ffn(h2, made.on)
         if context.pick is not None:
-            update = y - x
+            out = middle if self.skips_attention else y
+            update = out - x
             previous = previous_updates(update, self.patch_nums) if self.from_previous else update[..., :0]
-            parts = (h, h2, g2.expand_as(x), update, previous, y)
+            parts = (h, h2, g2.expand_as(x), update, previous, out)
             context.records.append(Record(*(t.detach().flatten(0, 1)[context.pick].float() for t in parts)))
-        if context.threshold is not None and self.gated_scales:
-            # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
-            made.gate = self.token_gate(h, context.scales).detach()
-            keep = (made.gate > context.threshold) | ~context.gated
-            made.keep = keep.to(y.dtype)
-            if self.from_previous:
-                y = self._from_previous(x, y, h, keep)
-            else:
-                y = torch.where(keep.unsqueeze(-1), y, x + self.reconstruction(h))
+        if keep is not None and not self.skips_attention:
+            y = self._stand_in(x, y, h, keep)
         context.decisions.append(made)
         return y  # type: ignore[no-any-return]
 
-    def _from_previous(self, x: Tensor, y: Tensor, h: Tensor, keep: Tensor) -> Tensor:
-        """The output of a whole sequence, each scale's stand-ins made from what the scale before really added."""
+    def _stand_in(self, x: Tensor, y: Tensor, h: Tensor, keep: Tensor) -> Tensor:
+        """``y``, what a whole sequence ``x`` has become, with stand-ins for what was not kept."""
+        if not self.from_previous:
+            return torch.where(keep.unsqueeze(-1), y, x + self.reconstruction(h))
+        # Each scale's are made from what the scale before really added.
         sizes = [pn * pn for pn in self.patch_nums]
         out = list(y.split(sizes, dim=1))
         for scale in self.gated_scales:
@@ -177,12 +184,13 @@ class Block(nn.Module):
         return torch.cat(out, dim=1)
 
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
-        out = self._sample_scale(x, ada, context)
+        out, updated = self._sample_scale(x, ada, context)
         if self.from_previous and context.scale + 1 in self.gated_scales:
-            context.cache.updates[self.index] = out - x
+            context.cache.updates[self.index] = updated - x
         return out
 
-    def _sample_scale(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
+    def _sample_scale(self, x: Tensor, ada: Tensor, context: Sampling) -> tuple[Tensor, Tensor]:
+        """The block's output, and what its reconstruction stands in for: that, or what comes out of attention."""
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         h = self.normalise(x, scale1, shift1)
         keep = None
@@ -191,31 +199,42 @@ class Block(nn.Module):
             if context.counter:
                 context.counter.gate(self.index, context.scale, keep)
         if keep is None or bool(keep.all()):
-            y = torch.addcmul(x, g1, self.attn(h, cache=context.cache))
-            h2 = self.normalise(y, scale2, shift2)
-            y = torch.addcmul(y, g2, self._ffn(h2.flatten(0, 1), context).view_as(h2))
-            if context.counter:
-                context.counter.attention(self.index, context.scale, x.shape[0] * x.shape[1], 0, context.cache.length)
-            return y
-        flat = keep.flatten()
-        kept, skipped = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
-        rows = kept // x.shape[1]
-        tokens, inputs = x.flatten(0, 1), h.flatten(0, 1)
-        attended = self.attn(h, cache=context.cache, keep=keep)
-        # One gather of all AdaLN parameters, as wide rows, is much faster than one for each.
-        g1, g2, scale2, shift2 = ada[:, [0, 1, 3, 5]].flatten(1).index_select(0, rows).chunk(4, dim=1)
-        y = torch.addcmul(tokens.index_select(0, kept), g1, attended)
-        y = torch.addcmul(y, g2, self._ffn(self.normalise(y, scale2, shift2), context))
+            kept, skipped = x.shape[0] * x.shape[1], 0
+            middle = torch.addcmul(x, g1, self.attn(h, cache=context.cache))
+            out = self._with_ffn(middle, g2, scale2, shift2, context)
+        else:
+            flat = keep.flatten()
+            index, rest = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
+            kept, skipped = len(index), len(rest)
+            attended = self.attn(h, cache=context.cache, keep=keep)
+            # One gather of all AdaLN parameters, as wide rows, is much faster than one for each.
+            wide = ada[:, [0, 1, 3, 5]].flatten(1).index_select(0, index // x.shape[1])
+            gain1, gain2, scale, shift = wide.chunk(4, dim=1)
+            y = torch.addcmul(x.flatten(0, 1).index_select(0, index), gain1, attended)
+            if not self.skips_attention:
+                y = self._with_ffn(y, gain2, scale, shift, context)
+            made = torch.empty_like(x).flatten(0, 1).index_copy_(0, index, y)
+            out = middle = made.index_copy_(0, rest, self._stand_ins(x, h, rest, context)).view_as(x)
+            if self.skips_attention:
+                out = self._with_ffn(middle, g2, scale2, shift2, context)
+        if context.counter:
+            context.counter.attention(self.index, context.scale, kept, skipped, context.cache.length)
+        return out, middle if self.skips_attention else out
+
+    def _stand_ins(self, x: Tensor, h: Tensor, rest: Tensor, context: Sampling) -> Tensor:
+        """What the tokens ``rest`` (n,) of ``x`` (R, l, C) become without being computed, (n, C)."""
         previous = None
         if self.from_previous:
             before = context.cache.updates[self.index]
             previous = previous_update(before, *self.patch_nums[context.scale - 1 : context.scale + 1])
-            previous = previous.flatten(0, 1).index_select(0, skipped)
-        stand_in = tokens.index_select(0, skipped) + self.reconstruction(inputs.index_select(0, skipped), previous)
-        out = torch.empty_like(tokens).index_copy_(0, kept, y).index_copy_(0, skipped, stand_in).view_as(x)
-        if context.counter:
-            context.counter.attention(self.index, context.scale, len(kept), len(skipped), context.cache.length)
-        return out
+            previous = previous.flatten(0, 1).index_select(0, rest)
+        rebuilt: Tensor = self.reconstruction(h.flatten(0, 1).index_select(0, rest), previous)
+        return x.flatten(0, 1).index_select(0, rest) + rebuilt
+
+    def _with_ffn(self, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, context: Sampling) -> Tensor:
+        """``y`` (…, C) with the FFN's update; AdaLN's ``gain``, ``scale`` and ``shift`` fit it."""
+        h = self.normalise(y, scale, shift)
+        return torch.addcmul(y, gain, self._ffn(h.flatten(0, -2), context).view_as(h))
 
     def _ffn(self, h: Tensor, context: Sampling) -> Tensor:
         on = None

@@ -116,6 +116,9 @@ BY_TOKEN: tuple[RouterKind, ...] = ("learned", "relative")
 GateKind = Literal["learned", "static", "position", "deviation"]
 """How a token gate scores a token; see `model.token_gate`."""
 
+SkippedPart = Literal["block", "attention"]
+"""What a skipped token goes without: the whole block, or its attention."""
+
 ReconstructionKind = Literal["low-rank", "constant", "identity", "previous", "previous+low-rank"]
 """What stands in for the update of a skipped token; see `model.token_gate`."""
 
@@ -158,13 +161,14 @@ class ExpertsConfig(Frozen):
 class TokenGateConfig(Frozen):
     """Which scales and ``blocks`` have a token gate, of which kind and width, and the reconstruction and its rank.
 
-    ``blocks=None`` is all of them.
+    ``blocks=None`` is all of them. What skipped tokens go without is ``skips``.
     """
 
     scales: tuple[Annotated[int, Field(ge=0)], ...]
     gate_dim: PositiveInt
     rank: PositiveInt
     kind: GateKind = "learned"
+    skips: SkippedPart = "block"
     reconstruction: ReconstructionKind = "low-rank"
     blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
 

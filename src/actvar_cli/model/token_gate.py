@@ -27,6 +27,10 @@ class TokenGate(nn.Module):
         """Scores (…) of the block's input ``h`` (…, C), after AdaLN, whatever the scale."""
         return self.fc2(self.fc1(h, gelu=True)).squeeze(-1)  # type: ignore[no-any-return]
 
+    def shift(self, by: float) -> None:
+        """Add ``by`` to all scores."""
+        self.fc2.bias.data.add_(by)
+
 
 class StaticGate(nn.Module):
     """The same score for all tokens of a scale: the whole block is computed there, or stood in for."""
@@ -38,6 +42,10 @@ class StaticGate(nn.Module):
     def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
         """Scores (R, l) for ``h`` (R, l, C) at one scale, or at those (l,) of each token."""
         return self.scores[scale].expand(h.shape[:-1])
+
+    def shift(self, by: float) -> None:
+        """Add ``by`` to all scores."""
+        self.scores.data.add_(by)
 
 
 class PositionGate(StaticGate):
@@ -131,7 +139,7 @@ def previous_updates(update: Tensor, patch_nums: Sequence[int]) -> Tensor:
     return torch.cat((torch.zeros_like(parts[0]), *made), dim=1)
 
 
-def gate_of(config: ModelConfig) -> nn.Module:
+def gate_of(config: ModelConfig) -> TokenGate | StaticGate:
     """The token gate of the kind that ``config`` names."""
     assert config.token_gate is not None
     if config.token_gate.kind == "static":

@@ -92,7 +92,7 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
             guidance, steps = step.stages.guidance.steps, step.stages.experts.steps + step.stages.tokens.steps
             # Each: the teacher forward, the student forward and backward; with guidance learned that is one row of two,
             # and what it should look like inside is computed too, but the teacher's logits may have been kept.
-            teacher = 0 if step.keeps_logits(config, "cpu") else 1
+            teacher = 0 if step.keeps_logits(config) else 1
             work = guidance * (1.5 + teacher) + steps * (2 + teacher if guidance else 4)
             return 2 * step.images + REFIT_IMAGES + work * step.batch + CALIBRATION_IMAGES
         case ProfileStep():

@@ -93,7 +93,8 @@ def _what(config: ModelConfig, dtype: str) -> str:
         parts.append(f"Every FFN is split into {config.experts} behind a router.")
     if config.token_gate:
         gated = ", ".join(f"{tok.patch_nums[s]}x{tok.patch_nums[s]}" for s in config.token_gate.scales)
-        parts.append(f"A token gate decides which tokens of the scales {gated} are computed.")
+        done = "attend" if config.token_gate.skips == "attention" else "are computed"
+        parts.append(f"A token gate decides which tokens of the scales {gated} {done}.")
     if config.guidance:
         parts.append(
             f"It has learned what classifier-free guidance (around cfg {config.guidance.cfg:g}) does, and computes one "
