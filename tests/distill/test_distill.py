@@ -164,7 +164,8 @@ def test_all_of_a_block_can_learn(converted: ActVAR) -> None:
 def test_other_kinds_of_gates_reach_a_budget_too(gate: GateKind, reconstruction: ReconstructionKind) -> None:
     student = convert(teacher_model(), ConvertSettings(experts=4, images=16, router="none")).model
     few = settings(steps=2, budget=0.8)
-    tokens = few.stages.tokens.model_copy(update={"gate": gate, "reconstruction": reconstruction})
+    changed = {"gate": gate, "reconstruction": reconstruction, "skips": "block"}
+    tokens = few.stages.tokens.model_copy(update=changed)
     few = few.model_copy(update={"stages": few.stages.model_copy(update={"tokens": tokens})})
     model = distill(teacher_model(), student, few).model
     assert model.config.token_gate is not None

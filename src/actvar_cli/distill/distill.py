@@ -156,10 +156,12 @@ def run_stage(
     history: list[dict[str, Any]],
     checkpoint: Path | None,
     progress: Progress,
-) -> None:
+    before: Optimiser | None = None,
+) -> Optimiser:
     """Train ``student`` in place, at each of ``aims`` in turn; excess is punished.
 
-    ``steps`` are this stage's of all that follow one schedule, up to `Stages.learning`.
+    ``steps`` are this stage's of all that follow one schedule, up to `Stages.learning`; ``before`` is what the stage
+    before returned.
     ``guided`` is the teacher with guidance learned, where the student has learned it too; else the teacher.
     """
     cost_model = CostModel(student.config, student.device)
@@ -177,6 +179,8 @@ def run_stage(
             precision=settings.precision,
             device=student.device,
         )
+        if before:
+            optimiser.adopt(before)
         done, temperature = 0, SOFTNESS * score_spread(student, samples, aims[0].threshold)
         state = read_state(checkpoint)
         if checkpoint and state and state["stage"] == name:
@@ -224,6 +228,7 @@ def run_stage(
                 state |= {"aims": aims, "seed": seed, "settings": settings.model_dump(mode="json")}
                 state["gated_blocks"] = student.config.token_gate and student.config.token_gate.blocks
                 save_checkpoint(checkpoint, student.transformer, optimiser.adam, optimiser.names, state)
+    return optimiser
 
 
 def distill(
@@ -281,15 +286,16 @@ def distill(
     share = stages.experts.share if stages.tokens.steps else 1.0
     first = [most - share * (most - budget) for budget in budgets]
 
-    def stage(name: str, steps: range) -> None:
-        run_stage(
+    def stage(name: str, steps: range, before: Optimiser | None = None) -> Optimiser:
+        return run_stage(
             name, teacher, guided, student, samples, settings, steps=steps, aims=aims, seed=seed, history=history,
-            checkpoint=checkpoint, progress=progress,
+            checkpoint=checkpoint, progress=progress, before=before,
         )  # fmt: skip
 
     def aimed(budgets: Sequence[float]) -> list[Aim]:
         return [Aim(budget, threshold_for(student, samples, budget)) for budget in budgets]
 
+    optimiser: Optimiser | None = None
     if state and state["stage"] == "tokens":
         aims = [Aim(*aim) for aim in state["aims"]]
         student = add_token_gates(student, stages.tokens, state["gated_blocks"])
@@ -303,7 +309,7 @@ def distill(
                 refit(guided, student, samples, thresholds=[aim.threshold for aim in aims], progress=progress)
                 # The scores move with what the blocks see.
                 aims = aimed(first)
-        stage("experts", range(stages.experts.steps))
+        optimiser = stage("experts", range(stages.experts.steps))
         if stages.tokens.steps:
             density = expert_density(student, samples, aims[0].threshold)
             student = add_token_gates(student, stages.tokens)
@@ -321,7 +327,7 @@ def distill(
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
             aims = aimed(budgets)
     if stages.tokens.steps:
-        stage("tokens", range(stages.experts.steps, stages.learning))
+        stage("tokens", range(stages.experts.steps, stages.learning), optimiser)
     thresholds = [aim.threshold for aim in aims]
     dials = calibrate_dials(
         student,

@@ -28,7 +28,7 @@ class ExpertsStage(Frozen):
     steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 leaves the stage out")] = 200
     share: Annotated[
         float, Field(gt=0, le=1, description="share of the whole saving that experts make before token gates join")
-    ] = 0.85
+    ] = 0.95
 
 
 class TokensStage(Frozen):

@@ -144,6 +144,11 @@ class Optimiser:
         """The parameters' names, in AdamW's order."""
         return list(self.parameters)
 
+    def adopt(self, before: Optimiser) -> None:
+        """Take over the moments of the parameters that the optimiser of the stage ``before`` had, by their names."""
+        for name in self.parameters.keys() & before.parameters.keys():
+            self.adam.state[self.parameters[name]] = before.adam.state[before.parameters[name]]
+
     def step(self, loss: Tensor, number: int) -> Tensor:
         """Take step ``number``, counted from 0, down the gradient of ``loss``; returns the gradient's norm."""
         for group in self.adam.param_groups:
