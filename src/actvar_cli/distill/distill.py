@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -43,6 +44,9 @@ CHECKPOINT_EVERY = 20
 
 SCORES, PRECISION, PASSES = (-30.0, 10.0), 0.005, 5
 """Where thresholds are looked for, how precisely, and passes over the samples that finding one may take."""
+
+WEIGHED = 32
+"""Samples on which token gates are weighed against experts."""
 
 SOFTNESS = 0.3
 """Temperature of the routers' gradient, as a share of the spread of their scores."""
@@ -126,16 +130,13 @@ def guidance_of(student: ActVAR) -> Tensor:
 
 
 @torch.no_grad()
-def divergence(
-    teacher: ActVAR, student: ActVAR, samples: TeacherSamples, budgets: Sequence[float], images: int = 32
-) -> float:
-    """Mean over ``budgets`` of the log of the student's divergence, teacher-forced, as `run_stage` has it."""
+def divergence(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Sequence[float]) -> float:
+    """Mean over ``budgets`` of the log of the divergence on ``samples``, of which the teacher says ``target``."""
     weights, guidance = scale_weights(student.config.tokenizer.patch_nums, student.device), guidance_of(student)
-    part = samples[torch.arange(min(images, len(samples)))]
-    target, found = taught(teacher, part, guidance), []
+    found = []
     for budget in budgets:
         context = student.transformer.teacher_forced(threshold_for(student, samples, budget))
-        logits = student.transformer(*rows_of(student, part.labels, part.tokens), context)
+        logits = student.transformer(*rows_of(student, samples.labels, samples.tokens), context)
         if not student.config.guidance:
             logits = guide(logits, guidance)
         found.append(float(kl_divergence(logits, target, weights).log()))
@@ -322,7 +323,9 @@ def distill(
                 generator=generator,
                 progress=progress,
             )
-            weigh_gates(student, lambda: divergence(teacher, student, samples, budgets))
+            few = samples[torch.arange(min(WEIGHED, len(samples)))]
+            target = taught(teacher, few, guidance_of(student))
+            weigh_gates(student, partial(divergence, student, few, target, budgets))
             # At the lowest budget gates skip most: what is idle there is idle everywhere.
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
             aims = aimed(budgets)
