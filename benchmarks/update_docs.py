@@ -240,6 +240,25 @@ def compared(file: str) -> str:
     return "\n\n".join([*tables, note])
 
 
+def student(file: str) -> str:
+    """The shipped student at its budgets, from a result of benchmarks/quality.py with it alone."""
+    r = read(file)
+    teacher = r["teacher"]["runs"]
+
+    def row(name: str, runs: list[dict[str, float]], kl: str) -> tuple[str, ...]:
+        ratios = [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
+        accuracy = spread([100 * run["accuracy"] for run in runs], 1)
+        distance = "1" if runs is teacher else spread(ratios, 2)
+        return name, f"{statistics.mean(run['cost'] for run in runs):.3f}", distance, accuracy, kl
+
+    cells = sorted(r["variants"]["shipped"]["cells"], key=lambda cell: -cell["budget"])
+    rows = [row("dense", teacher, "")]
+    rows += [row(f"`--budget {c['budget']:g}`", c["runs"], f"{c['kl']:.3f}") for c in cells if c["budget"] <= 0.5]
+    header = ("", "cost", "Fréchet distance by dense", "class accuracy, %", "KL to dense")
+    note = f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; mean ± standard deviation."
+    return markdown(header, rows) + "\n\n" + note
+
+
 def draw_compared(file: str, picture: Path) -> None:
     """Cost against KL to the dense model, a line for each variant."""
     from matplotlib.figure import Figure
@@ -264,6 +283,7 @@ def main() -> None:
     if args.run:
         keep_demo(args.run)
     fill(ROOT / "README.md", "demo", demo())
+    fill(ROOT / "README.md", "student", student("shipped.json"))
     results = ROOT / "docs/results.md"
     fill(results, "demo", demo())
     fill(results, "trained", trained())
