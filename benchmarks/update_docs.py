@@ -24,7 +24,7 @@ RESULTS = ROOT / "benchmarks/results"
 OURS = ("ours", "shipped")
 """The variants of benchmarks/quality.yaml that are the product itself."""
 
-PARTS = ("ours", "experts", "gates")
+PARTS = ("shipped", "ours", "experts", "gates")
 """The variants that are the product and its parts."""
 
 
@@ -271,7 +271,7 @@ def draw_compared(file: str, picture: Path) -> None:
         axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=f"C{number % 10}", label=name)
     axes.set(xlabel="cost, transformer FLOPs by dense", ylabel="KL to the dense model, nats per token", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(picture, dpi=110)
 
 
