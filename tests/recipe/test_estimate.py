@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from actvar_cli.distill.settings import GuidanceStage, Stages
 from actvar_cli.recipe.estimate import estimate, measured_speed, parameters, passes
 from actvar_cli.recipe.steps import ConvertStep, DistillStep, ExportStep, ProfileStep
 from tests.tiny import tiny_config, tiny_model
@@ -35,6 +36,16 @@ def test_training_takes_more_memory_than_sampling_and_only_models_take_disk() ->
     assert distill.memory > profile.memory > weights
     assert (convert.disk, distill.disk, profile.disk, export.disk) == (weights, weights, 0, weights // 2)
     assert passes(ExportStep(step="export"), config) == 0
+
+
+def test_what_the_teacher_says_takes_memory_where_it_is_kept() -> None:
+    config, length, vocabulary = tiny_config(), 14, tiny_config().tokenizer.vocab_size
+    learned = Stages(guidance=GuidanceStage(steps=10))
+    few, many, more = (DistillStep(step="distill", images=n, stages=learned) for n in (64, 1064, 2**29))
+    kept = estimate(many, config, speed=1e9).memory - estimate(few, config, speed=1e9).memory
+    assert kept == 2 * 1000 * length * vocabulary
+    # There is no room for all of it.
+    assert estimate(more, config, speed=1e9).memory < estimate(few, config, speed=1e9).memory
 
 
 def test_the_machine_has_a_speed() -> None:

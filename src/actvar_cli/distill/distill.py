@@ -269,7 +269,7 @@ def distill(
         settings=SamplingSettings(cfg=learned.cfg) if learned else None,
         # What the teacher says need not be computed again in every step. Without guidance learned, it is: the hidden
         # states that its rows are compared by come with it.
-        keep_logits=learned is not None and settings.keeps_logits(teacher.config, logit_room(teacher.device)),
+        keep_logits=learned is not None and settings.kept_logits(teacher.config, logit_room(teacher.device)) > 0,
     )
     history: list[dict[str, Any]] = []
     guided = teacher

@@ -97,6 +97,7 @@ class DistillSettings(Frozen):
         str, Field(pattern="^(auto|no|bf16)$", description="bf16 autocast, none, or bf16 where it is fast")
     ] = "auto"
 
-    def keeps_logits(self, config: ModelConfig, room: int = LOGIT_BYTES) -> bool:
-        """Whether there is ``room``, in bytes, for what the teacher says about all its samples."""
-        return 2 * self.images * config.tokenizer.num_tokens * config.tokenizer.vocab_size <= room
+    def kept_logits(self, config: ModelConfig, room: int = LOGIT_BYTES) -> int:
+        """Bytes of what the teacher says about all its samples, in half precision; 0 where there is no ``room``."""
+        size = 2 * self.images * config.tokenizer.num_tokens * config.tokenizer.vocab_size
+        return size if size <= room else 0

@@ -89,10 +89,10 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
             # A large model is measured at few thresholds, on few images.
             return step.images_for(config) + min(CALIBRATION_IMAGES, 2 * affordable_images(config, CALIBRATION_IMAGES))
         case DistillStep():
-            guidance, steps = step.stages.guidance.steps, step.stages.experts.steps + step.stages.tokens.steps
+            guidance, steps = step.stages.guidance.steps, step.stages.learning
             # Each: the teacher forward, the student forward and backward; with guidance learned that is one row of two,
             # and what it should look like inside is computed too, but the teacher's logits may have been kept.
-            teacher = 0 if step.keeps_logits(config) else 1
+            teacher = 0 if step.kept_logits(config) else 1
             work = guidance * (1.5 + teacher) + steps * (2 + teacher if guidance else 4)
             return 2 * step.images + REFIT_IMAGES + work * step.batch + CALIBRATION_IMAGES
         case ProfileStep():
@@ -123,6 +123,7 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
     elif isinstance(step, DistillStep):
         # Teacher, student, and for what learns its gradients and two moments.
         memory, disk = 5 * weights + step.batch * activations * depth, weights
+        memory += step.kept_logits(config) if step.stages.guidance.steps else 0
     elif isinstance(step, ExportStep):
         disk = weights if step.dtype == "float32" else weights // 2
     elif isinstance(step, EvaluateStep | ReportStep):
