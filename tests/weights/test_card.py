@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub import ModelCard
 
 from actvar_cli.weights.card import About, Metric, model_card
@@ -44,3 +46,15 @@ def test_the_text() -> None:
 
 def test_a_pushed_card_shows_how_to_load_it() -> None:
     assert 'actvar_cli.load("hf://me/small", budget=0.8)' in card(About(repo="me/small")).text
+
+
+def test_what_a_token_gate_decides() -> None:
+    def told(**changes: Any) -> str:
+        config = tiny_config(experts=True, token_gate=True)
+        gate = config.token_gate.model_copy(update=changes) if config.token_gate else None
+        return model_card(config.model_copy(update={"token_gate": gate}), dtype="float32", about=About())
+
+    assert "which tokens of the scales 2x2, 3x3 are computed." in told()
+    assert "which tokens of the scales 2x2, 3x3 attend." in told(skips="attention")
+    # Where no block has kept its gate there is none.
+    assert "token gate" not in told(blocks=())
