@@ -206,6 +206,13 @@ def spread(values: list[float], digits: int) -> str:
     return plus_minus(statistics.mean(values), statistics.stdev(values), digits)
 
 
+def against(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> tuple[str, str, str]:
+    """Cost, distance by the ``teacher``'s under the same seeds, and class accuracy of ``runs``, as pages show them."""
+    ratios = [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
+    cost = statistics.mean(run["cost"] for run in runs)
+    return f"{cost:.3f}", spread(ratios, 2), spread([100 * run["accuracy"] for run in runs], 1)
+
+
 def compared(file: str) -> str:
     """Every variant at every budget, from a result of benchmarks/quality.py: a table for each budget."""
     r = read(file)
@@ -221,9 +228,7 @@ def compared(file: str) -> str:
             rows.setdefault(cell["budget"], []).append(
                 (
                     f"`{name}`: {variant['what']}",
-                    f"{cost:.3f}",
-                    spread([run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)], 2),
-                    spread([100 * run["accuracy"] for run in runs], 1),
+                    *against(runs, teacher),
                     f"{cell['kl']:.3f}",
                     f"{cell['kl_own']:.3f}",
                 )
@@ -244,16 +249,10 @@ def student(file: str) -> str:
     """The shipped student at its budgets, from a result of benchmarks/quality.py with it alone."""
     r = read(file)
     teacher = r["teacher"]["runs"]
-
-    def row(name: str, runs: list[dict[str, float]], kl: str) -> tuple[str, ...]:
-        ratios = [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
-        accuracy = spread([100 * run["accuracy"] for run in runs], 1)
-        distance = "1" if runs is teacher else spread(ratios, 2)
-        return name, f"{statistics.mean(run['cost'] for run in runs):.3f}", distance, accuracy, kl
-
-    cells = sorted(r["variants"]["shipped"]["cells"], key=lambda cell: -cell["budget"])
-    rows = [row("dense", teacher, "")]
-    rows += [row(f"`--budget {c['budget']:g}`", c["runs"], f"{c['kl']:.3f}") for c in cells if c["budget"] <= 0.5]
+    cost, _, accuracy = against(teacher, teacher)
+    rows = [("dense", cost, "1", accuracy, "")]
+    for cell in sorted(r["variants"]["shipped"]["cells"], key=lambda cell: -cell["budget"]):
+        rows.append((f"`--budget {cell['budget']:g}`", *against(cell["runs"], teacher), f"{cell['kl']:.3f}"))
     header = ("", "cost", "Fréchet distance by dense", "class accuracy, %", "KL to dense")
     note = f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; mean ± standard deviation."
     return markdown(header, rows) + "\n\n" + note

@@ -184,13 +184,6 @@ class Block(nn.Module):
         return torch.cat(out, dim=1)
 
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
-        out, updated = self._sample_scale(x, ada, context)
-        if self.from_previous and context.scale + 1 in self.gated_scales:
-            context.cache.updates[self.index] = updated - x
-        return out
-
-    def _sample_scale(self, x: Tensor, ada: Tensor, context: Sampling) -> tuple[Tensor, Tensor]:
-        """The block's output, and what its reconstruction stands in for: that, or what comes out of attention."""
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         h = self.normalise(x, scale1, shift1)
         keep = None
@@ -219,7 +212,9 @@ class Block(nn.Module):
                 out = self._with_ffn(middle, g2, scale2, shift2, context)
         if context.counter:
             context.counter.attention(self.index, context.scale, kept, skipped, context.cache.length)
-        return out, middle if self.skips_attention else out
+        if self.from_previous and context.scale + 1 in self.gated_scales:
+            context.cache.updates[self.index] = (middle if self.skips_attention else out) - x
+        return out
 
     def _stand_ins(self, x: Tensor, h: Tensor, rest: Tensor, context: Sampling) -> Tensor:
         """What the tokens ``rest`` (n,) of ``x`` (R, l, C) become without being computed, (n, C)."""

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 500
 """Images that are sampled densely that finding the thresholds of all budgets amounts to, about."""
 
-REFIT_IMAGES = 8 * 256
-"""Images that are sampled densely that the two refits of a distillation amount to, about."""
+REFIT_IMAGES = 4 * 256
+"""Images that are sampled densely that the refit of a distillation amounts to, about."""
 
 BYTES = 4
 """Of one float32 number, as which everything is computed."""
@@ -94,7 +94,8 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
             # and what it should look like inside is computed too, but the teacher's logits may have been kept.
             teacher = 0 if step.kept_logits(config) else 1
             work = guidance * (1.5 + teacher) + steps * (2 + teacher if guidance else 4)
-            return 2 * step.images + REFIT_IMAGES + work * step.batch + CALIBRATION_IMAGES
+            refit = REFIT_IMAGES if step.learns == "experts" else 0
+            return 2 * step.images + refit + work * step.batch + CALIBRATION_IMAGES
         case ProfileStep():
             return step.batch_for(config) * (2 + 2 * (step.repeats + 1))
         case EvaluateStep():
