@@ -37,6 +37,15 @@ def test_a_gate_that_keeps_all_is_taken_out_and_changes_nothing() -> None:
     assert after.density("tokens") == before.density("tokens")
 
 
+def test_where_every_gate_keeps_all_none_is_left() -> None:
+    model = lazy_and_busy()
+    model.transformer.stack[1].token_gate.shift(100.0)
+    samples = draw_samples(tiny_model(), 8, seed=0, progress=Progress())
+    fewer = drop_idle_gates(model, samples, threshold=0.0)
+    assert fewer.config.token_gate is None
+    assert not any("token_gate" in key or "reconstruction" in key for key in fewer.state_dict())
+
+
 def test_gates_are_shifted_to_where_the_divergence_is_least() -> None:
     model = lazy_and_busy()
     biases = [block.token_gate.fc2.bias.detach() for block in model.transformer.stack]

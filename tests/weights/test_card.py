@@ -56,5 +56,4 @@ def test_what_a_token_gate_decides() -> None:
 
     assert "which tokens of the scales 2x2, 3x3 are computed." in told()
     assert "which tokens of the scales 2x2, 3x3 attend." in told(skips="attention")
-    # Where no block has kept its gate there is none.
-    assert "token gate" not in told(blocks=())
+    assert "token gate" not in card(About()).text

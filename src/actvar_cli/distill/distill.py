@@ -227,7 +227,7 @@ def run_stage(
             if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == len(steps)):
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
                 state |= {"aims": aims, "seed": seed, "settings": settings.model_dump(mode="json")}
-                state["gated_blocks"] = student.config.token_gate and student.config.token_gate.blocks
+                state["gated_blocks"] = student.config.token_gate.blocks if student.config.token_gate else ()
                 save_checkpoint(checkpoint, student.transformer, optimiser.adam, optimiser.names, state)
     return optimiser
 

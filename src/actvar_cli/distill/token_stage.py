@@ -42,7 +42,8 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
 
 def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
     """``student`` with the gates of ``gate``: those it has keep their weights, which are shared; others are 0."""
-    config = student.config.model_copy(update={"token_gate": gate})
+    # A gate in no block is none.
+    config = student.config.model_copy(update={"token_gate": None if gate.blocks == () else gate})
     return rebuilt(student, config)
 
 

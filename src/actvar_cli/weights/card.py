@@ -91,7 +91,7 @@ def _what(config: ModelConfig, dtype: str) -> str:
     ]
     if config.experts:
         parts.append(f"Every FFN is split into {config.experts} behind a router.")
-    if config.token_gate and config.token_gate.blocks != ():
+    if config.token_gate:
         gated = ", ".join(f"{tok.patch_nums[s]}x{tok.patch_nums[s]}" for s in config.token_gate.scales)
         done = "attend" if config.token_gate.skips == "attention" else "are computed"
         parts.append(f"A token gate decides which tokens of the scales {gated} {done}.")
