@@ -46,7 +46,7 @@ def test_for_a_person_and_for_a_pipe(actvar: Actvar, models: Path) -> None:
         (["var-fashon"], "unknown model 'var-fashon' (did you mean 'var-fashion'?): `actvar ls` shows the known ones"),
         (["text.pth"], "text.pth is not a checkpoint: expected .safetensors or .pth"),
         (["DENSE", "--experts", "1"], "--experts must be greater than or equal to 2, not 1"),
-        (["DENSE", "--experts", "4,4,1"], "--experts must be greater than or equal to 2, not "),
+        (["DENSE", "--experts", "4,4,1"], "--experts must be greater than or equal to 2, not [4, 4, 1]"),
         (["DENSE", "--experts", "4,4,8"], "3 numbers of experts were given, tiny has 2 blocks"),
         (
             ["DENSE", "--experts", "5"],

@@ -46,3 +46,13 @@ def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyP
         layer(x, gelu=True)
     with pytest.raises(AssertionError, match="the plain way"):
         layer(x)
+
+
+def test_bfloat16_goes_the_plain_way_where_onednn_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("oneDNN was asked")
+
+    monkeypatch.setattr(products, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", never, raising=False)
+    with torch.no_grad():
+        assert Linear(8, 4, dtype=torch.bfloat16)(torch.randn(3, 8, dtype=torch.bfloat16)).shape == (3, 4)

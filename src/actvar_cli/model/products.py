@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
+DTYPES = (
+    (torch.float32, torch.bfloat16) if ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+)
+"""What oneDNN multiplies on this CPU: bfloat16 not without AVX-512, where torch's own product does it."""
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """``x`` (…, C) times ``weight`` (D, C) transposed, plus ``bias`` (D,), then GELU (tanh) with ``gelu``: (…, D).
@@ -27,7 +32,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         ONEDNN
         and x.device.type == "cpu"
-        and x.dtype == weight.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype == weight.dtype in DTYPES
         # Of a slice of columns it is slower by orders of magnitude.
         and weight.is_contiguous()
         # It has no gradient, autocast does not know it, and what traces a model looks for torch's own operators.

@@ -47,6 +47,9 @@ def _shown(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
+        # Numbers are shown: that it is a list is not what is wrong with `--experts 1,2`.
+        return str(value)
     if isinstance(value, dict | list):
         return "keys" if isinstance(value, dict) else "a list"
     return repr(value)
