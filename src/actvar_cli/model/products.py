@@ -11,7 +11,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 DTYPES = (
     (torch.float32, torch.bfloat16) if ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 )
-"""What oneDNN multiplies on this CPU: bfloat16 not without AVX-512, where torch's own product does it."""
+"""What oneDNN multiplies on this CPU; without bfloat16, as on x86 without AVX-512, torch's own product does that."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
