@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actvar_cli.errors import ActvarError
-from actvar_cli.model import counters
+from actvar_cli.model import counters, dispatch
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.profile.work import count_work, is_part, part_of
 from tests.tiny import tiny_model
@@ -101,7 +101,7 @@ def test_work_that_a_model_forgets_to_report_is_caught(monkeypatch: pytest.Monke
 
 
 def test_a_dense_computation_that_pretends_to_skip_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExpertFFN, "_skip", lambda self, x, on: self._mask(x, on.to(x.dtype)))
+    monkeypatch.setattr(dispatch, "run", dispatch.dense)
     model = tiny_model(experts=True)
     model.threshold = 0.0
     with pytest.raises(ActvarError, match="counts of ffn disagree"):

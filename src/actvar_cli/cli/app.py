@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -111,6 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show an é must not stop the work.
             stream.reconfigure(errors="replace")
+    # torch reads it when it first needs memory: keys and values then come in pages of 2 MB where Linux has them, which
+    # takes a tenth of the time of sampling less.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _terminable():

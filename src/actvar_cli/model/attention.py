@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,15 @@ from torch import Tensor, nn
 
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
+from actvar_cli.model.dispatch import is_exact
 from actvar_cli.model.products import Linear, linear
 
 SHORT = 256
 """Sequences up to this length are attended with plain products where gradients are needed on a CPU."""
+
+
+SPARE = 32
+"""Queries that a row may be filled up with: attending them takes as long as copying the row's keys and values."""
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -50,16 +56,9 @@ class SelfAttention(nn.Module):
         """What the normalised queries of every head are multiplied by, (H, 1)."""
         return self.scale_mul_1H11[0, :, 0].clamp_max(math.log(100.0)).exp()
 
-    def _qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (R, H, l, d) each, of ``h`` (R, l, C)."""
-        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
-        q, k, v = qkv.unbind(2)
-        if self.l2_norm:
-            # In float32 whatever the weights are: the lengths of 64 numbers would lose what their directions keep.
-            q, k = F.normalize(qkv[:, :, :2].float(), dim=-1).unbind(2)
-            q, k = (q * self._gain()).to(v.dtype), k.to(v.dtype)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    def _queries(self, q: Tensor) -> Tensor:
+        """``q`` (…, H, d) at the length that its head wants."""
+        return (q * _over_length(q, self._gain())).to(q.dtype) if self.l2_norm else q
 
     def forward(
         self, h: Tensor, *, bias: Tensor | None = None, cache: KVCache | None = None, keep: Tensor | None = None
@@ -71,37 +70,74 @@ class SelfAttention(nn.Module):
         order of ``keep.nonzero()``, else (R, l, C).
         """
         h = h.to(self.mat_qkv.weight.dtype)
-        if cache is None or keep is None:
-            q, k, v = self._qkv(h)
-            if cache is not None:
-                k, v = cache.extend(self.index, k, v)
-            out = _attend(q, k, v, bias, self.scale)
-            return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-        return self._kept(h, cache, keep)
+        if cache is not None and keep is not None:
+            return self._kept(h, cache, keep)
+        q_k_v_bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
+        q, k, v = self._heads(linear(h, self.mat_qkv.weight, q_k_v_bias))
+        q = self._queries(q).transpose(1, 2)
+        if cache is None:
+            k = (k * _over_length(k)).to(k.dtype) if self.l2_norm else k
+            out = _attend(q, k.transpose(1, 2), v.transpose(1, 2), bias, self.scale)
+        else:
+            out = _attend(q, *self._extend(cache, k, v), None, self.scale)
+        return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``x`` (…, n C) as n of (…, H, d)."""
+        return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).unbind(-3)  # type: ignore[no-any-return]
+
+    def _extend(self, cache: KVCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values (R, H, L, d) so far, with those of this scale, (R, l, H, d)."""
+        factor = _over_length(k).transpose(1, 2) if self.l2_norm else None
+        return cache.extend(self.index, k.transpose(1, 2), v.transpose(1, 2), factor)
 
     def _kept(self, h: Tensor, cache: KVCache, keep: Tensor) -> Tensor:
-        dim = h.shape[-1]
-        weight = self.mat_qkv.weight
-        kv = linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias)))
-        k, v = kv.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
-        if self.l2_norm:
-            k = F.normalize(k.float(), dim=-1)
-        keys, values = cache.extend(self.index, k.transpose(1, 2), v.transpose(1, 2))
-        kept = keep.flatten().nonzero().squeeze(1)
-        q = F.linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias).unflatten(
-            -1, (self.num_heads, self.head_dim)
+        dim, weight = h.shape[-1], self.mat_qkv.weight
+        keys, values = self._extend(
+            cache, *self._heads(linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias))))
         )
-        if self.l2_norm:
-            q = (F.normalize(q.float(), dim=-1) * self._gain()).to(v.dtype)
-        # Rows that keep equally many tokens are attended together: no padding, so nothing is computed in vain.
-        counts = keep.sum(1)
-        first = counts.cumsum(0) - counts
-        out = torch.empty_like(q)
-        for count in counts.unique().tolist():
-            if count == 0:
-                continue
-            rows = (counts == count).nonzero().squeeze(1)
-            index = first[rows, None] + torch.arange(count, device=h.device)
-            part = F.scaled_dot_product_attention(q[index].transpose(1, 2), keys[rows], values[rows], scale=self.scale)
-            out[index] = part.transpose(1, 2)
+        kept = keep.flatten().nonzero().squeeze(1)
+        (q,) = self._heads(F.linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias))
+        out = _attend_unevenly(self._queries(q), keys, values, keep.sum(1), self.scale)
         return self.proj(out.flatten(1))  # type: ignore[no-any-return]
+
+
+def _over_length(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """What brings each vector of ``x`` (…, d) to ``length``, (…, 1): one factor, so that ``x`` is multiplied once.
+
+    In float32 whatever ``x`` is: the length of 64 numbers would lose what their directions keep.
+    """
+    found: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return length / found.clamp_min(1e-12)
+
+
+def _attend_unevenly(q: Tensor, keys: Tensor, values: Tensor, counts: Tensor, scale: float) -> Tensor:
+    """Attention of ``q`` (N, H, d), of which the first ``counts[0]`` belong to row 0, and so on; (N, H, d).
+
+    ``keys`` and ``values`` are (R, H, L, d), ``counts`` (R,). Rows with about as many queries are attended together,
+    filled up with queries that are not asked for; while work is counted only rows with equally many.
+    """
+    first = counts.cumsum(0) - counts
+    out = torch.empty_like(q)
+    for rows, most in _alike(counts):
+        places = torch.arange(most, device=q.device)
+        index, asked = first[rows, None] + places, places < counts[rows, None]
+        whole = len(rows) == len(counts)
+        k, v = (keys, values) if whole else (keys[rows], values[rows])
+        some = q.index_select(0, index.clamp_max(len(q) - 1).flatten()).unflatten(0, index.shape)
+        part = F.scaled_dot_product_attention(some.transpose(1, 2), k, v, scale=scale)
+        out[index[asked]] = part.transpose(1, 2)[asked]
+    return out
+
+
+def _alike(counts: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Groups of rows and the most queries that one of them has; rows without any are left out."""
+    most, width = int(counts.max()), 1
+    if not is_exact():
+        spare = most * len(counts) - int(counts.sum())
+        width = max(1, most) if spare <= SPARE * len(counts) else SPARE
+    group = (counts + width - 1) // width
+    for number in group.unique().tolist():
+        if number:
+            rows = (group == number).nonzero().squeeze(1)
+            yield rows, int(counts[rows].max())

@@ -229,12 +229,12 @@ class Block(nn.Module):
     def _with_ffn(self, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, context: Sampling) -> Tensor:
         """``y`` (…, C) with the FFN's update; AdaLN's ``gain``, ``scale`` and ``shift`` fit it."""
         h = self.normalise(y, scale, shift)
-        return torch.addcmul(y, gain, self._ffn(h.flatten(0, -2), context).view_as(h))
+        return torch.addcmul(y, gain, self._ffn(h, context))
 
     def _ffn(self, h: Tensor, context: Sampling) -> Tensor:
         on = None
         if context.threshold is not None and isinstance(self.ffn, ExpertFFN):
             on = self.router(h) > context.threshold
         if context.counter:
-            context.counter.experts(self.index, context.scale, len(h), on)
+            context.counter.experts(self.index, context.scale, h.shape[:-1].numel(), on)
         return self.ffn(h) if on is None else self.ffn(h, on)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -27,9 +28,15 @@ class KVCache:
         """Positions that attention sees, the current scale included."""
         return self._filled + self._size
 
-    def extend(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write this scale's (rows, heads, tokens, head_dim) and return all keys and values so far."""
+    def extend(self, block: int, keys: Tensor, values: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Write this scale's (rows, heads, tokens, head_dim) and return all keys and values so far.
+
+        With a ``factor`` (rows, heads, tokens, 1) keys are multiplied by it on the way.
+        """
         here = slice(self._filled, self.length)
-        self._keys[block, :, :, here] = keys
+        if factor is None:
+            self._keys[block, :, :, here] = keys
+        else:
+            torch.mul(keys, factor, out=self._keys[block, :, :, here])
         self._values[block, :, :, here] = values
         return self._keys[block, :, :, : self.length], self._values[block, :, :, : self.length]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actvar_cli.model import dispatch
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.products import Linear
 
@@ -57,44 +58,27 @@ class ExpertFFN(FFN):
         """
         if on is None:
             return super().forward(x)
-        return self._skip(x, on) if on.dtype == torch.bool else self._mask(x, on)
+        return dispatch.run(self, x, on) if on.dtype == torch.bool else self.masked(x, on)
 
     def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:
         """What the second layer reads, (…, hidden), with zeros where an expert is not ``on`` (…, E, floating)."""
         hidden = self.hidden(x).unflatten(-1, (self.num_experts, self.expert_dim))
         return (hidden * on.unsqueeze(-1).to(hidden.dtype)).flatten(-2)  # type: ignore[no-any-return]
 
-    def _mask(self, x: Tensor, on: Tensor) -> Tensor:
+    def masked(self, x: Tensor, on: Tensor) -> Tensor:
+        """A dense computation in which an expert that is not ``on`` (…, E, floating) gives its mean."""
         return self.fc2(self.masked_hidden(x, on)) + (1 - on) @ self.expert_mean  # type: ignore[no-any-return]
 
-    def _skip(self, x: Tensor, on: Tensor) -> Tensor:
-        x = x.to(self.fc1.weight.dtype)
-        by_expert = on.T.contiguous()
-        counts = by_expert.sum(1).tolist()
-        if min(counts) == len(x):
-            return super().forward(x)
-        # The means are float32 whatever the weights are, and so is the sum over the experts.
-        out = (self.fc2.bias + self.expert_mean.sum(0)).repeat(len(x), 1)
-        for e, tokens in enumerate(by_expert.nonzero()[:, 1].split(counts)):
-            if counts[e] == 0:
-                continue
-            some = x if counts[e] == len(x) else x.index_select(0, tokens)
-            y = self.output_of(e, self.hidden_of(e, some), -self.expert_mean[e])
-            if some is x:
-                out.add_(y)
-            else:
-                out.index_add_(0, tokens, y.to(out.dtype))
-        return out
+    def _part(self, first: int, last: int | None = None) -> slice:
+        return slice(first * self.expert_dim, (first + 1 if last is None else last) * self.expert_dim)
 
-    def _part(self, expert: int) -> slice:
-        return slice(expert * self.expert_dim, (expert + 1) * self.expert_dim)
-
-    def hidden_of(self, expert: int, x: Tensor) -> Tensor:
-        """One expert's neurons, (…, hidden / E), for ``x`` (…, C)."""
-        part = self._part(expert)
+    def hidden_of(self, expert: int, x: Tensor, last: int | None = None) -> Tensor:
+        """One expert's neurons, (…, hidden / E), for ``x`` (…, C); with ``last`` also those of the next, before it."""
+        part = self._part(expert, last)
         # Plain products: the number of rows differs from call to call, and oneDNN would keep a way for every number.
         return F.gelu(F.linear(x, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
 
-    def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What one expert makes of its neurons ``hidden`` (…, hidden / E), plus ``bias`` (C,): (…, C)."""
-        return F.linear(hidden, self.fc2.weight[:, self._part(expert)], None if bias is None else bias.to(hidden.dtype))
+    def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None, last: int | None = None) -> Tensor:
+        """What comes of the neurons of `hidden_of`, plus ``bias`` (C,): (…, C)."""
+        part = self._part(expert, last)
+        return F.linear(hidden, self.fc2.weight[:, part], None if bias is None else bias.to(hidden.dtype))

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from actvar_cli.errors import ActvarError
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.guidance import guidance_at, guide
+from actvar_cli.model.noise import exponential_like
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 
@@ -74,13 +76,20 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 def draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """One token per position: (B, l, V) to (B, l)."""
-    probabilities = logits.softmax(-1).flatten(0, 1)
-    return torch.multinomial(probabilities, 1, replacement=True, generator=generator).view(logits.shape[:2])
+    probabilities = logits.softmax(-1)
+    if logits.device.type != "cpu":
+        drawn = torch.multinomial(probabilities.flatten(0, 1), 1, replacement=True, generator=generator)
+        return drawn.view(logits.shape[:2])
+    if not probabilities.sum().isfinite():
+        raise ActvarError("a token's probabilities are not finite: the model computes infinities or no numbers")
+    # What torch.multinomial does.
+    noise = exponential_like(probabilities, generator)
+    return torch.div(probabilities, noise, out=noise).argmax(-1)
 
 
 def gumbel_mixture(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Gumbel-softmax weights (B, l, V) over the codes (arXiv 1611.01144)."""
-    gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+    gumbel = -exponential_like(logits, generator).log()
     return ((logits + gumbel) / temperature).softmax(-1)
 
 
@@ -190,6 +199,7 @@ def sample(
     return Samples(model.tokenizer.decode_latent(latent).add(1).mul(0.5), tokens)
 
 
+@torch.no_grad()
 def sample_latent(
     model: ActVAR,
     labels: Tensor,

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from actvar_cli.errors import ActvarError
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.dispatch import exactly
 from actvar_cli.model.products import ONEDNN
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, sample
 
@@ -222,9 +223,10 @@ def count_work(model: ActVAR, labels: Tensor, seed: int) -> Work:
     for name in NOT_PRODUCTS:
         analysis.set_op_handle(f"aten::{name}", no_macs)
     # fvcore samples once, when it is first asked. Not at the same time: under a trace, torch misses convolutions.
-    by_module = {name: float(macs) for name, macs in analysis.by_module().items()}
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as executed:
-        watched(labels.to(model.device))
+    with exactly():
+        by_module = {name: float(macs) for name, macs in analysis.by_module().items()}
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as executed:
+            watched(labels.to(model.device))
     for name in analysis.unsupported_ops():
         if _LOOKS_LIKE_A_PRODUCT.search(name) and name not in _LOOKS_BUT_IS_NOT:
             raise ActvarError(f"fvcore cannot count {name}, which looks like a product: the FLOPs would be wrong")

@@ -1,0 +1,139 @@
+"""Routes as a trained student takes them, in a model of another shape with random weights: what time is measured on.
+
+Router and token gate are there and do their work. What they decide is drawn from the scores of `var-fashion-actvar`, at
+the threshold at which the model at hand has the cost that was asked for.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import actvar_cli
+from actvar_cli.convert.convert import with_experts
+from actvar_cli.convert.recording import decisions_at, draw_samples
+from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.distill.settings import TokensStage
+from actvar_cli.distill.token_stage import add_token_gates
+from actvar_cli.model.config import ExpertsConfig, ModelConfig
+from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.sampling import ActVAR
+from actvar_cli.progress import Progress
+
+STUDENT = "var-fashion-actvar"
+
+Scores = dict[tuple[int, int], Tensor]
+"""By block and scale: (n, E) of a router, (n, 1) of a token gate; what exceeds the threshold is computed."""
+
+
+class Drawn(nn.Module):
+    """A router or a token gate that does its work, and then decides as was drawn for the scale it is set to."""
+
+    def __init__(self, real: nn.Module) -> None:
+        super().__init__()
+        self.real, self.scale = real, 0
+        self.drawn: list[Tensor] = []
+
+    def forward(self, x: Tensor, *scale: int) -> Tensor:
+        """Scores of the shape that ``real`` gives ``x``."""
+        made = self.real(x, *scale)
+        return self.drawn[self.scale].flatten()[: made.numel()].view_as(made)  # type: ignore[no-any-return]
+
+
+def experts_in(dense: ActVAR) -> ActVAR:
+    """``dense`` with experts in every FFN behind a router, as `actvar convert` makes them; it shares its weights."""
+    router_dim = max(8, dense.config.transformer.embed_dim // 8)
+    return with_experts(dense, ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=router_dim))
+
+
+def gates_in(dense: ActVAR) -> ActVAR:
+    """``dense`` with token gates for whole blocks on the last three scales, and nothing else."""
+    none = ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=1, router="none")
+    return add_token_gates(with_experts(dense, none), TokensStage(skips="block"))
+
+
+def student_scores(config: ModelConfig, rows: int, seed: int) -> Scores:
+    """The student's scores of its experts, for ``rows`` sequences of a model of ``config``.
+
+    Its blocks and scales are stretched to those of ``config``. Every token gets those of one of the student's.
+    """
+    student = actvar_cli.load(STUDENT)
+    samples = draw_samples(student, 64, seed=seed, progress=Progress())
+    made = decisions_at(student, samples, 0.0, len(samples))
+    sizes = [pn * pn for pn in student.config.tokenizer.patch_nums]
+    found: Scores = {}
+    generator = torch.Generator().manual_seed(seed)
+    for block, scale, tokens in _places(config, rows):
+        theirs = _stretched(scale, len(config.tokenizer.patch_nums), len(sizes))
+        scores = made[_stretched(block, config.transformer.depth, len(made))].scores
+        assert scores is not None
+        here = scores.split(sizes, dim=1)[theirs].flatten(0, 1) + student.config.scale_offsets[theirs]
+        found[block, scale] = here[torch.randint(len(here), (tokens,), generator=generator)]
+    return found
+
+
+def even_scores(config: ModelConfig, rows: int, seed: int) -> Scores:
+    """Scores of token gates that keep the same share of tokens in every block, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        (block, scale): torch.rand(tokens, 1, generator=generator) for block, scale, tokens in _places(config, rows)
+    }
+
+
+def _places(config: ModelConfig, rows: int) -> list[tuple[int, int, int]]:
+    """Blocks, scales, and how many tokens ``rows`` sequences have there."""
+    sizes = [rows * pn * pn for pn in config.tokenizer.patch_nums]
+    return [(block, scale, n) for block in range(config.transformer.depth) for scale, n in enumerate(sizes)]
+
+
+def _stretched(index: int, of: int, to: int) -> int:
+    """Where the middle of the ``index``-th of ``of`` equal parts lies among ``to`` parts."""
+    return ceil((index + 0.5) / of * to) - 1
+
+
+def threshold_for(config: ModelConfig, scores: Scores, images: int, cost: float) -> float:
+    """The threshold at which a model of ``config`` costs ``cost`` when its tokens have these scores."""
+    low, high = (float(torch.cat([s.flatten() for s in scores.values()]).quantile(q)) for q in (0.0, 1.0))
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _cost(config, scores, images, middle) < cost else (middle, high)
+    return (low + high) / 2
+
+
+def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float) -> float:
+    """What the counter would say; what is the same in every sampling is counted once."""
+    counter, length = WorkCounter(config), 0
+    counter.begin_image(2 * images, images)
+    for scale, pn in enumerate(config.tokenizer.patch_nums):
+        tokens, length = 2 * images * pn * pn, length + pn * pn
+        counter.frame(scale, 2 * images, tokens, images * pn * pn if scale else 0)
+        for block in range(config.transformer.depth):
+            on, kept = scores[block, scale] > threshold, tokens
+            gated = config.token_gate and scale in config.token_gate.scales_of(block)
+            if gated:
+                counter.gate(block, scale, on)
+                kept = int(on.sum())
+            counter.attention(block, scale, kept, tokens - kept, length)
+            counter.experts(block, scale, kept, None if config.token_gate else on)
+    return counter.cost
+
+
+def decide(model: ActVAR, scores: Scores) -> None:
+    """Let ``model``, from `experts_in` or `gates_in`, decide by the sign of ``scores``; may be called again."""
+    part = "token_gate" if model.config.token_gate else "router"
+    for block in model.transformer.stack:
+        decider = getattr(block, part)
+        if not isinstance(decider, Drawn):
+            decider = Drawn(decider)
+            setattr(block, part, decider)
+            block.register_forward_pre_hook(partial(_tell, decider))
+        decider.drawn = [scores[block.index, scale] for scale in range(len(model.config.tokenizer.patch_nums))]
+    model.threshold = 0.0
+
+
+def _tell(decider: Drawn, block: nn.Module, inputs: tuple[Any, ...]) -> None:
+    decider.scale = inputs[2].scale

@@ -1,0 +1,143 @@
+"""How the FFN of tokens with some experts off is computed: several ways to the same numbers, and which is taken.
+
+What each way takes was measured (docs/results.md, "How experts are run").
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from actvar_cli.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from actvar_cli.model.experts import ExpertFFN
+
+VARIABLE = "ACTVAR_DISPATCH"
+"""The environment variable that forces one of `WAYS`."""
+
+START = 40
+"""What an expert that runs at all costs beyond its rows, in rows: its weights are read, and few rows are slow."""
+
+GATHER, MASK = 60, 12
+"""What a row costs beyond its neurons, in neurons: to be gathered and scattered, or to be computed and then masked."""
+
+_grouped_mm = getattr(F, "grouped_mm", torch._grouped_mm)
+
+_exact = False
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Inside, nothing is computed but what was asked for, which is then what a counter of products sees."""
+    global _exact
+    before, _exact = _exact, True
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def is_exact() -> bool:
+    """Whether work is being counted, see `exactly`."""
+    return _exact
+
+
+def run(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
+    """``x`` (…, C) to (…, C) with the experts that are ``on`` (…, E, boolean)."""
+    return WAYS[_way(x)](ffn, x, on)
+
+
+def _way(x: Tensor) -> str:
+    if _exact:
+        return "loop"
+    forced = os.environ.get(VARIABLE)
+    if forced:
+        if forced not in WAYS:
+            near = did_you_mean(forced, list(WAYS))
+            raise InputError(f"{VARIABLE}: there is no way {forced!r}{near}: one of {', '.join(WAYS)}, or unset")
+        return forced
+    return "split" if x.device.type == "cpu" else "loop"
+
+
+def dense(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
+    """One product for all experts, with zeros where one is off: for few rows, and where hardly any is off."""
+    return ffn.masked(x, on.float())
+
+
+def loop(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
+    """One expert after the other, each on its own rows: its neurons stay in a CPU's cache."""
+    on = on.flatten(0, -2)
+    counts = on.sum(0).tolist()
+    return _by_expert(ffn, x, on, counts, [n == len(on) for n in counts])
+
+
+def split(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
+    """The same, but experts that most rows want run for all rows; or `dense`, where that takes less."""
+    flat, width = on.flatten(0, -2), ffn.expert_dim
+    counts, rows = flat.sum(0).tolist(), len(flat)
+    if min(counts) == rows:
+        return ffn.forward(x)
+    apart = [n * (width + GATHER) + START * width if n else 0 for n in counts]
+    whole = rows * (width + MASK) + START * width
+    if sum(min(cost, whole) for cost in apart) >= ffn.num_experts * rows * (width + MASK):
+        return dense(ffn, x, on)
+    return _by_expert(ffn, x, flat, counts, [whole <= cost for cost in apart])
+
+
+def _by_expert(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], common: list[bool]) -> Tensor:
+    """Experts on ``counts`` (E) rows each; those that are ``common`` run for all rows, neighbours in one product."""
+    shape, rows, width = x.shape, len(on), ffn.expert_dim
+    x = x.to(ffn.fc1.weight.dtype).flatten(0, -2)
+    # The means are float32 whatever the weights are, and so is the sum over the experts.
+    partly = torch.tensor([float(n < rows) for n in counts], device=x.device)
+    means = partly[:, None] * ffn.expert_mean
+    out = (ffn.fc2.bias + means.sum(0)).repeat(rows, 1)
+    for first, last in _runs(common):
+        hidden = ffn.hidden_of(first, x, last)
+        if min(counts[first:last]) < rows:
+            mask = on[:, first:last]
+            hidden.unflatten(-1, (-1, width)).mul_(mask.unsqueeze(-1))
+            out.addmm_(mask.float(), means[first:last], alpha=-1)
+        out.add_(ffn.output_of(first, hidden, last=last))
+    for e, tokens in enumerate(on.T.nonzero()[:, 1].split(counts)):
+        if counts[e] and not common[e]:
+            y = ffn.output_of(e, ffn.hidden_of(e, x.index_select(0, tokens)), -ffn.expert_mean[e])
+            out.index_add_(0, tokens, y.to(out.dtype))
+    return out.view(shape)
+
+
+def _runs(flags: list[bool]) -> Iterator[tuple[int, int]]:
+    """Where the longest runs of true ``flags`` begin and end."""
+    edges = [i for i, (a, b) in enumerate(pairwise([False, *flags, False])) if a != b]
+    return zip(edges[::2], edges[1::2], strict=True)
+
+
+def grouped(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
+    """Two grouped products over all pairs of a token and one of its experts, sorted by expert: for a GPU."""
+    shape, on = x.shape, on.flatten(0, -2)
+    experts, width = ffn.num_experts, ffn.expert_dim
+    expert, token = on.T.nonzero(as_tuple=True)
+    ends = on.sum(0).cumsum(0, dtype=torch.int32)
+    first = ffn.fc1.weight.view(experts, width, -1).transpose(1, 2)
+    second = ffn.fc2.weight.view(-1, experts, width).permute(1, 2, 0)
+    rows = x.to(ffn.fc1.weight.dtype).flatten(0, -2).index_select(0, token)
+    hidden = _grouped_mm(rows, first, offs=ends) + ffn.fc1.bias.view(experts, width)[expert]
+    y = _grouped_mm(F.gelu(hidden, approximate="tanh"), second, offs=ends) - ffn.expert_mean[expert]
+    # Back in the order of tokens, and summed in the order of experts: adding in any order would not give the same
+    # picture twice on a GPU.
+    place = on.T.flatten().cumsum(0).view_as(on.T).T[on] - 1
+    total = torch.segment_reduce(y.index_select(0, place), "sum", lengths=on.sum(1), initial=0.0)
+    return (total + ffn.fc2.bias + ffn.expert_mean.sum(0)).view(shape)
+
+
+WAYS: dict[str, Callable[[ExpertFFN, Tensor, Tensor], Tensor]] = {
+    way.__name__: way for way in (dense, loop, split, grouped)
+}
