@@ -161,9 +161,53 @@ def profiles() -> str:
     return markdown(("GMAC per image", "own counter", "fvcore", "torch's flop_counter", "batch"), rows)
 
 
-def dense_speed() -> str:
+def sparse_speed() -> str:
+    """Compressed sampling beside dense."""
+    r = read("speed.json")
+    rows = [
+        (
+            key,
+            f"{cell['kind']}, {cell['cost']:.2f}",
+            f"{1e3 * statistics.median(cell['dense_seconds']) / cell['batch']:.1f} ms",
+            f"{1e3 * statistics.median(cell['seconds']) / cell['batch']:.1f} ms",
+            f"{cell['speedup']:.2f} ({cell['slowest']:.2f} to {cell['fastest']:.2f})",
+            f"{cell['efficiency']:.2f}",
+        )
+        for key, run in r.items()
+        for cell in run["cells"]
+    ]
+    header = ("shape, dtype, batch", "what is left out, cost", "dense", "compressed", "speed-up", "efficiency")
+    run = next(iter(r.values()))
+    note = (
+        f"Time of the transformer per image; medians, and the range, of {len(run['cells'][0]['seconds'])} or more rounds; "
+        f"{run['device']}, {run['cpu_capability']}, torch {run['torch']}."
+    )
+    return markdown(header, rows) + "\n\n" + note
+
+
+def ways() -> str:
+    """What each way of running experts takes."""
+    r = read("dispatch.json")
+    names = list(r["cells"][0]["ms"])
+    rows = [
+        (
+            f"{cell['width']}, {cell['rows']}",
+            f"{cell['density']:.2f}",
+            *(f"{cell['ms'][name]:.2f}" for name in names),
+            f"{cell['density'] * cell['ms']['all'] / cell['ms']['split']:.2f}",
+        )
+        for cell in r["cells"]
+    ]
+    note = (
+        f"Milliseconds for one FFN of {r['experts']} experts, medians of {r['repeats']}; {r['device']}, "
+        f"{r['cpu_capability']}, torch {r['torch']}."
+    )
+    return markdown(("width, rows", "density", *names, "efficiency of `split`"), rows) + "\n\n" + note
+
+
+def dense_speed(file: str) -> str:
     """Our dense sampling beside the published code's."""
-    r = read("dense_speed.json")
+    r = read(file)
     rows = [
         (
             f"{run['batch']}, {run['dtype']}",
@@ -293,7 +337,10 @@ def main() -> None:
     draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
     fill(results, "profiles", profiles())
-    fill(results, "dense-speed", dense_speed())
+    fill(results, "dense-speed", dense_speed("dense_speed.json"))
+    fill(results, "dense-speed-avx2", dense_speed("dense_speed_avx2.json"))
+    fill(results, "sparse-speed", sparse_speed())
+    fill(results, "ways", ways())
 
 
 if __name__ == "__main__":

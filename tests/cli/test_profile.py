@@ -59,3 +59,16 @@ def test_wrong_input(actvar: Actvar, models: Path, model: str, arguments: list[s
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: {message}")
     assert done.err.count("\n") == 1
+
+
+def test_where_the_time_goes(actvar: Actvar, models: Path) -> None:
+    done = actvar("profile", models / "compressed.safetensors", *FEW, "--measure")
+    header = ["part,", "time", "per", "image", "dense", "compressed", "speed-up", "efficiency"]
+    lines = [line.split() for line in done.out.splitlines()]
+    assert header in lines and ["scale,", *header[1:]] in lines
+    by_part = {line[0]: line for line in lines[lines.index(header) :] if line}
+    assert {"attention", "ffn", "router", "head", "rest", "tokenizer"} <= set(by_part)
+    # A dense model has no router: there is nothing to compare it with.
+    assert len(by_part["attention"]) == 7 and len(by_part["router"]) == 3
+    dense = actvar("profile", models / "dense.safetensors", *FEW, "--measure", "--json").json
+    assert dense["dense"]["times"]["parts"]["ffn"] > 0

@@ -25,6 +25,7 @@ def profile(
     dtype: Annotated[str, option(S, "dtype")] = default(S, "dtype"),
     seed: Seed = 0,
     device: Device = "auto",
+    measure: Annotated[bool, typer.Option("--measure", help="Where the time goes too, by part and by scale.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="FLOPs of every module too.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -45,9 +46,10 @@ def profile(
         batch=settings.batch_for(opened.config),
         repeats=settings.repeats,
         seed=seed,
+        measure=measure,
         progress=out.progress,
     )
-    tables = [_main(found), _by_scale(found), *([_by_module(found)] if verbose else [])]
+    tables = [_main(found), _by_scale(found), *_times(found), *([_by_module(found)] if verbose else [])]
     out.result(found.model_dump(mode="json"), *tables, f"{found.scope}.")
 
 
@@ -82,3 +84,41 @@ def _by_module(found: Profile) -> Table:
     modules = dict.fromkeys(name for mode in modes.values() for name in mode.modules)
     rows = [(name, *(quantity(mode.modules.get(name, 0)) for mode in modes.values())) for name in modules]
     return table("module, FLOPs per image by fvcore", *modes, rows=rows)
+
+
+def _times(found: Profile) -> list[Table]:
+    """Time per image by part and by scale, with what it would be by the FLOPs; none if it was not measured."""
+    from actvar_cli.model.counters import PARTS
+    from actvar_cli.profile.parts import REST, TOKENIZER
+
+    modes = list(_modes(found).values())
+    every = [mode.times for mode in modes if mode.times]
+    if not every:
+        return []
+    parts = [part for part in (*PARTS, REST, TOKENIZER) if any(part in t.parts for t in every)]
+    by_part = [
+        _compared(part.replace("_", " "), [t.parts.get(part, 0.0) for t in every], [m.parts.get(part) for m in modes])
+        for part in parts
+    ]
+    by_scale = [
+        _compared(f"{pn} x {pn}", [t.scales[scale] for t in every], [m.scales[scale] for m in modes])
+        for scale, pn in enumerate(found.patch_nums)
+    ]
+    names = [*_modes(found), *(["speed-up", "efficiency"] if found.compressed else [])]
+    return [
+        table("part, time per image", *names, rows=by_part),
+        table("scale, time per image", *names, rows=by_scale),
+    ]
+
+
+def _compared(what: str, seconds: list[float], flops: list[float | None]) -> tuple[str, ...]:
+    from actvar_cli.profile.units import duration
+
+    cells = [duration(s) if s else "" for s in seconds]
+    if len(seconds) < 2:
+        return what, *cells
+    if not all(seconds):
+        return what, *cells, "", ""
+    speedup = seconds[0] / seconds[1]
+    promised = flops[0] / flops[1] if flops[0] and flops[1] else None
+    return what, *cells, f"{speedup:.2f}", f"{speedup / promised:.2f}" if promised else ""

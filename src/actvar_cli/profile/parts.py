@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from statistics import median
 from typing import Any
 
 from torch import nn
 
+from actvar_cli.model.config import Frozen
 from actvar_cli.model.device import synchronise
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.profile.work import is_part, part_of
@@ -19,53 +21,68 @@ TOKENIZER, REST = "tokenizer", "rest"
 """What is no part of the transformer: decoding, and all that is done around products (norms, sums, drawing tokens)."""
 
 
-class Clock:
-    """Seconds by part and scale of what the model samples while `watching`.
+class Times(Frozen):
+    """Seconds per image, by part (those of `PARTS`, `TOKENIZER` and `REST`) and by scale, decoding apart."""
 
-    Every part waits for the device before and after, so the sum is somewhat more than sampling takes by itself.
+    parts: dict[str, float]
+    scales: list[float]
+
+
+class Clock:
+    """Seconds by part and by scale of one sampling, done while `watching`.
+
+    Every part waits for the device before and after, so that the whole takes a little longer than it does unwatched.
     """
 
     def __init__(self, model: ActVAR) -> None:
         self.model = model
-        self.seconds: dict[tuple[str, int], float] = defaultdict(float)
-        self._scale = 0
+        self.parts: dict[str, float] = defaultdict(float)
+        self.scales: list[float] = []
         self._begun: list[float] = []
+        self._scale_begun = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Time what is sampled inside; its whole time is in ``seconds`` too."""
+        """Time what is sampled inside."""
+        var, decoder = self.model.transformer, self.model.tokenizer.decoder
         with ExitStack() as stack:
-            for name, module in self.model.transformer.named_modules():
-                if is_part(name):
-                    self._watch(stack, module, part_of(name))
-            self._watch(stack, self.model.tokenizer.decoder, TOKENIZER)
-            first = self.model.transformer.stack[0].register_forward_pre_hook(self._tell)
-            stack.callback(first.remove)
-            begun = self._now()
+            for hook in (
+                *(self._watch(m, part_of(name)) for name, m in var.named_modules() if is_part(name)),
+                self._watch(decoder, TOKENIZER),
+                # The first scale begins with the sampling.
+                [var.stack[0].register_forward_pre_hook(lambda _, inputs: self._next(inputs[2].scale))],
+                [decoder.register_forward_pre_hook(lambda *_: self._next(len(self.model.config.tokenizer.patch_nums)))],
+            ):
+                for handle in hook:
+                    stack.callback(handle.remove)
+            begun = self._scale_begun = self._now()
             yield
-            whole = self._now() - begun
-        self.seconds[REST, self._scale] += whole - sum(self.seconds.values())
+            self.parts[REST] = self._now() - begun - sum(self.parts.values())
 
-    def by(self, index: int) -> dict[Any, float]:
-        """Seconds by part (0) or by scale (1)."""
-        total: dict[Any, float] = defaultdict(float)
-        for key, seconds in self.seconds.items():
-            total[key[index]] += seconds
-        return dict(total)
-
-    def _watch(self, stack: ExitStack, module: nn.Module, part: str) -> None:
-        stack.callback(module.register_forward_pre_hook(self._begin).remove)
-        stack.callback(module.register_forward_hook(partial(self._end, part)).remove)
+    def _watch(self, module: nn.Module, part: str) -> list[Any]:
+        return [
+            module.register_forward_pre_hook(lambda *_: self._begun.append(self._now())),
+            module.register_forward_hook(partial(self._end, part)),
+        ]
 
     def _now(self) -> float:
         synchronise(self.model.device)
         return time.perf_counter()
 
-    def _tell(self, block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._scale = inputs[2].scale
-
-    def _begin(self, *_: Any) -> None:
-        self._begun.append(self._now())
+    def _next(self, scale: int) -> None:
+        if scale:
+            now = self._now()
+            self.scales.append(now - self._scale_begun)
+            self._scale_begun = now
 
     def _end(self, part: str, *_: Any) -> None:
-        self.seconds[part, self._scale] += self._now() - self._begun.pop()
+        self.parts[part] += self._now() - self._begun.pop()
+
+
+def times(clocks: Sequence[Clock], images: int) -> Times:
+    """The medians of ``clocks``, each of one sampling of ``images`` images."""
+    parts = {part for clock in clocks for part in clock.parts}
+    return Times(
+        parts={part: median(clock.parts[part] for clock in clocks) / images for part in sorted(parts)},
+        scales=[median(seconds) / images for seconds in zip(*(clock.scales for clock in clocks), strict=True)],
+    )

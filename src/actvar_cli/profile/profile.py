@@ -19,6 +19,7 @@ from actvar_cli.model.config import Frozen
 from actvar_cli.model.counters import PARTS, dense_macs
 from actvar_cli.model.device import device_name
 from actvar_cli.model.sampling import ActVAR, balanced_labels
+from actvar_cli.profile.parts import Clock, Times, times
 from actvar_cli.profile.timing import Measured, in_turn
 from actvar_cli.profile.units import duration, percent, quantity
 from actvar_cli.profile.work import Work, count_work, is_part, part_of
@@ -35,7 +36,7 @@ class Mode(Frozen):
     ``transformer_flops_torch`` that of torch's flop_counter, all of the same sampling; ``difference`` and
     ``difference_torch`` say how far these two lie above the first, relative to it. ``modules`` is by fvcore, the
     ``tokenizer.`` ones included. An expert density is of the tokens that were computed. Seconds and
-    images per second are of whole images, tokenizer included.
+    images per second are of whole images, tokenizer included. ``times`` is there if it was asked for.
     """
 
     transformer_flops: float
@@ -55,6 +56,7 @@ class Mode(Frozen):
     seconds_slowest: float
     images_per_second: float
     peak_memory_bytes: int | None
+    times: Times | None = None
 
 
 class Profile(Frozen):
@@ -131,13 +133,15 @@ def profile(
     batch: int,
     repeats: int = 5,
     seed: int = 0,
+    measure: bool = False,
     progress: Progress | None = None,
 ) -> Profile:
     """Count and time ``model`` while it samples ``batch`` images of classes in turn, dense and at ``budget``.
 
     ``budget=None`` is how the model is set; one that is set dense, but has calibrated budgets, is profiled at the one
     it was made for. ``budget=1`` is dense alone. The work is counted on one sampling, the time is the median of
-    ``repeats``. Raises InputError for a budget the model has not, ActvarError where the counts disagree.
+    ``repeats``; with ``measure`` that of every part and scale too.
+    Raises InputError for a budget the model has not, ActvarError where the counts disagree.
     """
     if batch < 1 or repeats < 1:
         raise InputError(f"batch and repeats must be at least 1, not {batch} and {repeats}")
@@ -159,8 +163,22 @@ def profile(
         device=model.device,
         progress=progress,
     )
-    dense = _mode(work["dense"], measured["dense"])
-    compressed = _mode(work["compressed"], measured["compressed"]) if "compressed" in work else None
+    clocks: dict[str, list[Clock]] = {name: [] for name in thresholds}
+    if measure:
+        in_turn(
+            {
+                name: partial(_sample_watched, model, cut, labels, seed, clocks[name])
+                for name, cut in thresholds.items()
+            },
+            repeats=repeats,
+            device=model.device,
+            progress=progress,
+            label="measuring time by part",
+        )
+    dense = _mode(work["dense"], measured["dense"], clocks["dense"])
+    compressed = (
+        _mode(work["compressed"], measured["compressed"], clocks["compressed"]) if "compressed" in work else None
+    )
     image_cost = compressed.image_flops / dense.image_flops if compressed else None
     speedup = dense.seconds_per_image / compressed.seconds_per_image if compressed else None
     return Profile(
@@ -222,6 +240,15 @@ def _sample(model: ActVAR, threshold: float | None, labels: Tensor, seed: int, r
         model.sample(labels, seed=seed + repeat)
 
 
+def _sample_watched(
+    model: ActVAR, threshold: float | None, labels: Tensor, seed: int, clocks: list[Clock], repeat: int
+) -> None:
+    clock = Clock(model)
+    with clock.watching():
+        _sample(model, threshold, labels, seed, repeat)
+    clocks.append(clock)
+
+
 def _check_dense(work: Work) -> None:
     """The dense run must be what the formula says, or every cost is a share of the wrong thing."""
     formula = dense_macs(work.counter.config, work.images)
@@ -229,7 +256,7 @@ def _check_dense(work: Work) -> None:
         raise ActvarError(f"the dense run took {work.counter.total} MACs by its counter, the formula says {formula}")
 
 
-def _mode(work: Work, measured: Measured) -> Mode:
+def _mode(work: Work, measured: Measured, clocks: list[Clock]) -> Mode:
     counter, images = work.counter, work.images
     transformer = 2 * counter.total / images
     tokenizer = 2 * work.tokenizer_macs / images
@@ -254,4 +281,6 @@ def _mode(work: Work, measured: Measured) -> Mode:
         seconds_slowest=max(seconds),
         images_per_second=1 / median(seconds),
         peak_memory_bytes=measured.peak_bytes,
+        # The first one was to warm up.
+        times=times(clocks[1:], images) if clocks else None,
     )
