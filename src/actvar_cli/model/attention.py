@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,6 @@ from actvar_cli.model.products import Linear, linear
 
 SHORT = 256
 """Sequences up to this length are attended with plain products where gradients are needed on a CPU."""
-
 
 SPARE = 32
 """Queries that a row may be filled up with: attending them takes as long as copying the row's keys and values."""
@@ -119,25 +119,25 @@ def _attend_unevenly(q: Tensor, keys: Tensor, values: Tensor, counts: Tensor, sc
     """
     first = counts.cumsum(0) - counts
     out = torch.empty_like(q)
-    for rows, most in _alike(counts):
+    for group, most in _alike(counts.tolist()):
+        rows = torch.tensor(group, device=q.device)
         places = torch.arange(most, device=q.device)
         index, asked = first[rows, None] + places, places < counts[rows, None]
-        whole = len(rows) == len(counts)
-        k, v = (keys, values) if whole else (keys[rows], values[rows])
+        k, v = (keys, values) if len(group) == len(counts) else (keys[rows], values[rows])
         some = q.index_select(0, index.clamp_max(len(q) - 1).flatten()).unflatten(0, index.shape)
         part = F.scaled_dot_product_attention(some.transpose(1, 2), k, v, scale=scale)
         out[index[asked]] = part.transpose(1, 2)[asked]
     return out
 
 
-def _alike(counts: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Groups of rows and the most queries that one of them has; rows without any are left out."""
-    most, width = int(counts.max()), 1
+def _alike(counts: list[int]) -> Iterator[tuple[list[int], int]]:
+    """Groups of rows, and the most queries that one of a group has; rows without any are left out."""
+    most, width = max(counts), 1
     if not is_exact():
-        spare = most * len(counts) - int(counts.sum())
-        width = max(1, most) if spare <= SPARE * len(counts) else SPARE
-    group = (counts + width - 1) // width
-    for number in group.unique().tolist():
-        if number:
-            rows = (group == number).nonzero().squeeze(1)
-            yield rows, int(counts[rows].max())
+        width = most if most * len(counts) - sum(counts) <= SPARE * len(counts) else SPARE
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row, count in enumerate(counts):
+        if count:
+            groups[(count - 1) // width].append(row)
+    for group in groups.values():
+        yield group, max(counts[row] for row in group)
