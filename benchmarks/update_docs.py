@@ -179,8 +179,8 @@ def sparse_speed() -> str:
     header = ("shape, dtype, batch", "what is left out, cost", "dense", "compressed", "speed-up", "efficiency")
     run = next(iter(r.values()))
     note = (
-        f"Time of the transformer per image; medians, and the range, of {len(run['cells'][0]['seconds'])} or more "
-        f"rounds; {run['device']}, {run['cpu_capability']}, torch {run['torch']}."
+        f"Time of the transformer per image, medians; speed-up: median, and range over the rounds; {run['device']}, "
+        f"{run['cpu_capability']}, torch {run['torch']}."
     )
     return markdown(header, rows) + "\n\n" + note
 

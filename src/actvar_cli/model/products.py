@@ -9,7 +9,7 @@ from torch import Tensor, nn
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 GELU_ON_THE_WAY = torch.backends.cpu.get_cpu_capability() != "AVX2"
-"""Whether oneDNN should do the GELU too; with AVX2 an FFN then takes a tenth to a quarter longer (docs/results.md)."""
+"""Whether oneDNN should do the GELU too; with AVX2 an FFN then takes up to a fifth longer (docs/results.md)."""
 
 DTYPES = (
     (torch.float32, torch.bfloat16) if ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
