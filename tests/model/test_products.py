@@ -40,12 +40,15 @@ def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyP
     def never(*_: object) -> None:
         raise AssertionError("the plain way was taken")
 
-    layer, x = Linear(8, 4), torch.randn(3, 8)
+    layer, x = Linear(8, 4), torch.randn(1, 3, 8)
     monkeypatch.setattr(F, "linear", never)
     with torch.no_grad():
         layer(x, gelu=True)
     with pytest.raises(AssertionError, match="the plain way"):
         layer(x)
+    # Tokens that were picked are ever another number, for each of which oneDNN would have to prepare.
+    with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):
+        layer(x[0])
 
 
 def test_bfloat16_goes_the_plain_way_where_onednn_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,4 +58,4 @@ def test_bfloat16_goes_the_plain_way_where_onednn_cannot(monkeypatch: pytest.Mon
     monkeypatch.setattr(products, "DTYPES", (torch.float32,))
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", never, raising=False)
     with torch.no_grad():
-        assert Linear(8, 4, dtype=torch.bfloat16)(torch.randn(3, 8, dtype=torch.bfloat16)).shape == (3, 4)
+        assert Linear(8, 4, dtype=torch.bfloat16)(torch.randn(1, 3, 8, dtype=torch.bfloat16)).shape == (1, 3, 4)
