@@ -11,9 +11,9 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -32,19 +32,9 @@ WIDTHS = {192: (128, 1024, 8192), 1024: (32, 128, 512, 2048)}
 """Rows at each width: those of early and late scales."""
 
 
-@contextmanager
-def gelu_on_the_way(on: bool) -> Any:
-    """Whether oneDNN does the GELU inside."""
-    before, products.GELU_ON_THE_WAY = products.GELU_ON_THE_WAY, on
-    try:
-        yield
-    finally:
-        products.GELU_ON_THE_WAY = before
-
-
 def dense(ffn: ExpertFFN, x: Tensor, fused: bool) -> None:
     """All experts on, with the GELU in oneDNN's product or after it."""
-    with gelu_on_the_way(fused):
+    with patch.object(products, "GELU_ON_THE_WAY", fused):
         ffn(x)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import actvar_cli
-from actvar_cli.convert.convert import with_experts
+from actvar_cli.convert.convert import router_dim, with_experts
 from actvar_cli.convert.recording import decisions_at, draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import TokensStage
@@ -46,8 +46,8 @@ class Drawn(nn.Module):
 
 def experts_in(dense: ActVAR) -> ActVAR:
     """``dense`` with experts in every FFN behind a router, as `actvar convert` makes them; it shares its weights."""
-    router_dim = max(8, dense.config.transformer.embed_dim // 8)
-    return with_experts(dense, ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=router_dim))
+    width = router_dim(dense.config.transformer.embed_dim)
+    return with_experts(dense, ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=width))
 
 
 def gates_in(dense: ActVAR) -> ActVAR:

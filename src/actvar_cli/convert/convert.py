@@ -114,6 +114,11 @@ def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
     return tuple(math.log(patch_nums[-1] / pn) for pn in patch_nums)
 
 
+def router_dim(dim: int) -> int:
+    """Neurons of a router for tokens of width ``dim``: few beside the FFN's."""
+    return max(8, dim // 8)
+
+
 def with_experts(teacher: ActVAR, experts: ExpertsConfig) -> ActVAR:
     """A model with the weights of ``teacher``, which it shares, and room for what ``experts`` needs."""
     config = teacher.config.model_copy(update={"experts": experts, "default_budget": DEFAULT_BUDGET})
@@ -152,7 +157,7 @@ def convert(
         teacher,
         ExpertsConfig(
             num_experts=settings.experts,
-            router_dim=max(8, arch.embed_dim // 8),
+            router_dim=router_dim(arch.embed_dim),
             method=settings.method,
             router=settings.router,
             # What knows nothing of a token does not know its scale either.

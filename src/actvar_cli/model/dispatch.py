@@ -29,7 +29,7 @@ START = 40
 GATHER, MASK = 60, 12
 """What a row costs beyond its neurons, in neurons: to be gathered and scattered, or to be computed and then masked."""
 
-_grouped_mm = getattr(F, "grouped_mm", torch._grouped_mm)
+_grouped_mm = F.grouped_mm if hasattr(F, "grouped_mm") else torch._grouped_mm
 
 _exact = False
 
@@ -69,10 +69,7 @@ def _way(x: Tensor) -> str:
 
 def dense(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     """One product for all experts, with zeros where one is off: for few rows, and where hardly any is off."""
-    hidden = ffn.hidden(x)
-    # In place: at small widths a pass over what lies between the products takes a good part of the time of one.
-    hidden.unflatten(-1, (ffn.num_experts, -1)).mul_(on.unsqueeze(-1))
-    return ffn.fc2(hidden) + (~on).float() @ ffn.expert_mean  # type: ignore[no-any-return]
+    return ffn.masked(x, on.float())
 
 
 def loop(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
@@ -86,11 +83,10 @@ def split(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     """The same, but experts that most rows want run for all rows; or `dense`, where that takes less."""
     flat, width = on.flatten(0, -2), ffn.expert_dim
     counts, rows = flat.sum(0).tolist(), len(flat)
-    if min(counts) == rows:
-        return ffn.forward(x)
     apart = [n * (width + GATHER) + START * width if n else 0 for n in counts]
     whole = rows * (width + MASK) + START * width
-    if sum(min(cost, whole) for cost in apart) >= ffn.num_experts * rows * (width + MASK):
+    effort = sum(min(cost, whole) for cost in apart)
+    if min(counts) < rows and effort >= ffn.num_experts * rows * (width + MASK):
         return dense(ffn, x, on)
     return _by_expert(ffn, x, flat, counts, [whole <= cost for cost in apart])
 
@@ -98,6 +94,8 @@ def split(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
 def _by_expert(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], common: list[bool]) -> Tensor:
     """Experts on ``counts`` (E) rows each; those that are ``common`` run for all rows, neighbours in one product."""
     shape, rows, width = x.shape, len(on), ffn.expert_dim
+    if min(counts) == rows:
+        return ffn.forward(x)
     x = x.to(ffn.fc1.weight.dtype).flatten(0, -2)
     # The means are float32 whatever the weights are, and so is the sum over the experts.
     partly = torch.tensor([float(n < rows) for n in counts], device=x.device)

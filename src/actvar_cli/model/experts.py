@@ -63,7 +63,10 @@ class ExpertFFN(FFN):
     def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:
         """What the second layer reads, (…, hidden), with zeros where an expert is not ``on`` (…, E, floating)."""
         hidden = self.hidden(x).unflatten(-1, (self.num_experts, self.expert_dim))
-        return (hidden * on.unsqueeze(-1).to(hidden.dtype)).flatten(-2)  # type: ignore[no-any-return]
+        mask = on.unsqueeze(-1).to(hidden.dtype)
+        # In place where no gradient forbids it: at small widths another pass takes a good part of a product's time.
+        hidden = hidden * mask if torch.is_grad_enabled() else hidden.mul_(mask)
+        return hidden.flatten(-2)  # type: ignore[no-any-return]
 
     def masked(self, x: Tensor, on: Tensor) -> Tensor:
         """A dense computation in which an expert that is not ``on`` (…, E, floating) gives its mean."""
