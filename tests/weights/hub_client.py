@@ -17,7 +17,7 @@ CHUNK = 1 << 16
 """Bytes that the client writes at a time here; 10 MiB otherwise."""
 
 FETCH = """
-import io, os, shutil, sys, time
+import io, os, shutil, signal, sys, time
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +35,7 @@ zoo.KNOWN["var-d16"] = replace(
     transformer=replace(entry.transformer, sha256=model, superseded=(old,)),
     tokenizer=replace(entry.tokenizer, sha256=vae),
 )
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored where the tests run in a shell's background.
 time.sleep = lambda seconds: None  # The client waits between its tries.
 import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
