@@ -60,11 +60,12 @@ class Published:
     def __init__(self, checkout: Path, depth: int, device: torch.device) -> None:
         sys.path.insert(0, str(checkout))
         self.module = importlib.import_module("models.var")
-        tokenizer = importlib.import_module("models.vqvae").VQVAE(ch=160, z_channels=32)
-        self.var: Any = self.module.VAR(
-            tokenizer, depth=depth, embed_dim=64 * depth, num_heads=depth, attn_l2_norm=True, norm_eps=1e-6
-        )
-        generator = torch.Generator().manual_seed(0)
+        with device:
+            tokenizer = importlib.import_module("models.vqvae").VQVAE(ch=160, z_channels=32)
+            self.var: Any = self.module.VAR(
+                tokenizer, depth=depth, embed_dim=64 * depth, num_heads=depth, attn_l2_norm=True, norm_eps=1e-6
+            )
+        generator = torch.Generator(device).manual_seed(0)
         for part in (self.var, tokenizer):
             randomise(part, generator)
         self.var.to(device).eval()
@@ -106,7 +107,7 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
     for name, weight in module.named_parameters():
         if name.endswith("scale_mul_1H11"):
             continue
-        value = torch.randn(weight.shape, generator=generator)
+        value = torch.randn(weight.shape, generator=generator, device=generator.device)
         if weight.ndim >= 2 and not name.startswith("pos"):
             value *= 0.7 / weight[0].numel() ** 0.5
         else:

@@ -6,9 +6,8 @@ the threshold at which the model at hand has the cost that was asked for.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,10 @@ from actvar_cli.convert.recording import decisions_at, draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.distill.token_stage import add_token_gates
+from actvar_cli.model.block import Decisions
 from actvar_cli.model.config import ExpertsConfig, ModelConfig
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
 
@@ -31,39 +32,44 @@ Scores = dict[tuple[int, int], Tensor]
 
 
 class Drawn(nn.Module):
-    """A router or a token gate that does its work, and then decides as was drawn for the scale it is set to."""
+    """A router or a token gate that does its work, and then decides as was ``drawn`` for its scales, in turn."""
 
     def __init__(self, real: nn.Module) -> None:
         super().__init__()
-        self.real, self.scale = real, 0
+        self.real, self.calls = real, 0
         self.drawn: list[Tensor] = []
 
-    def forward(self, x: Tensor, *scale: int) -> Tensor:
-        """Scores of the shape that ``real`` gives ``x``."""
-        made = self.real(x, *scale)
-        return self.drawn[self.scale].flatten()[: made.numel()].view_as(made)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, *scale: int, above: float) -> Tensor:
+        """Decisions of the shape that those of ``real`` about ``x`` have."""
+        made = self.real(x, *scale, above=above)
+        drawn = self.drawn[self.calls % len(self.drawn)]
+        self.calls += 1
+        return drawn.flatten()[: made.numel()].view_as(made)
 
 
 def experts_in(dense: ActVAR) -> ActVAR:
     """``dense`` with experts in every FFN behind a router, as `actvar convert` makes them; it shares its weights."""
     width = router_dim(dense.config.transformer.embed_dim)
-    return with_experts(dense, ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=width))
+    return _like(dense, with_experts(dense, ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=width)))
 
 
 def gates_in(dense: ActVAR) -> ActVAR:
     """``dense`` with token gates for whole blocks on the last three scales, and nothing else."""
     none = ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=1, router="none")
-    return add_token_gates(with_experts(dense, none), TokensStage(skips="block"))
+    return _like(dense, add_token_gates(with_experts(dense, none), TokensStage(skips="block")))
 
 
-def student_scores(config: ModelConfig, rows: int, seed: int) -> Scores:
+def _like(dense: ActVAR, model: ActVAR) -> ActVAR:
+    """``model`` on the device and in the type of ``dense``."""
+    return set_dtype(model.to(dense.device), str(dense.dtype).removeprefix("torch."))
+
+
+def student_scores(config: ModelConfig, rows: int, seed: int, device: torch.device) -> Scores:
     """The student's scores of its experts, for ``rows`` sequences of a model of ``config``.
 
     Its blocks and scales are stretched to those of ``config``. Every token gets those of one of the student's.
     """
-    student = actvar_cli.load(STUDENT)
-    samples = draw_samples(student, 64, seed=seed, progress=Progress())
-    made = decisions_at(student, samples, 0.0, len(samples))
+    student, made = _student(seed)
     sizes = [pn * pn for pn in student.config.tokenizer.patch_nums]
     found: Scores = {}
     generator = torch.Generator().manual_seed(seed)
@@ -72,15 +78,24 @@ def student_scores(config: ModelConfig, rows: int, seed: int) -> Scores:
         scores = made[_stretched(block, config.transformer.depth, len(made))].scores
         assert scores is not None
         here = scores.split(sizes, dim=1)[theirs].flatten(0, 1) + student.config.scale_offsets[theirs]
-        found[block, scale] = here[torch.randint(len(here), (tokens,), generator=generator)]
+        found[block, scale] = here[torch.randint(len(here), (tokens,), generator=generator)].to(device)
     return found
 
 
-def even_scores(config: ModelConfig, rows: int, seed: int) -> Scores:
+@cache
+def _student(seed: int) -> tuple[ActVAR, list[Decisions]]:
+    """The student, and what it decides about images of its own."""
+    student = actvar_cli.load(STUDENT)
+    samples = draw_samples(student, 64, seed=seed, progress=Progress())
+    return student, decisions_at(student, samples, 0.0, len(samples))
+
+
+def even_scores(config: ModelConfig, rows: int, seed: int, device: torch.device) -> Scores:
     """Scores of token gates that keep the same share of tokens in every block, drawn at random."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        (block, scale): torch.rand(tokens, 1, generator=generator) for block, scale, tokens in _places(config, rows)
+        (block, scale): torch.rand(tokens, 1, generator=generator).to(device)
+        for block, scale, tokens in _places(config, rows)
     }
 
 
@@ -97,7 +112,7 @@ def _stretched(index: int, of: int, to: int) -> int:
 
 def threshold_for(config: ModelConfig, scores: Scores, images: int, cost: float) -> float:
     """The threshold at which a model of ``config`` costs ``cost`` when its tokens have these scores."""
-    low, high = (float(torch.cat([s.flatten() for s in scores.values()]).quantile(q)) for q in (0.0, 1.0))
+    low, high = min(float(s.min()) for s in scores.values()), max(float(s.max()) for s in scores.values())
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (low, middle) if _cost(config, scores, images, middle) < cost else (middle, high)
@@ -122,18 +137,12 @@ def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float) ->
     return counter.cost
 
 
-def decide(model: ActVAR, scores: Scores) -> None:
-    """Let ``model``, from `experts_in` or `gates_in`, decide by the sign of ``scores``; may be called again."""
+def decide(model: ActVAR, scores: Scores, threshold: float) -> None:
+    """Let ``model``, from `experts_in` or `gates_in`, decide by whether ``scores`` exceed ``threshold``."""
     part = "token_gate" if model.config.token_gate else "router"
     for block in model.transformer.stack:
-        decider = getattr(block, part)
-        if not isinstance(decider, Drawn):
-            decider = Drawn(decider)
-            setattr(block, part, decider)
-            block.register_forward_pre_hook(partial(_tell, decider))
-        decider.drawn = [scores[block.index, scale] for scale in range(len(model.config.tokenizer.patch_nums))]
+        decider = Drawn(getattr(block, part))
+        scales = block.gated_scales if model.config.token_gate else range(len(model.config.tokenizer.patch_nums))
+        decider.drawn = [scores[block.index, scale] > threshold for scale in scales]
+        setattr(block, part, decider)
     model.threshold = 0.0
-
-
-def _tell(decider: Drawn, block: nn.Module, inputs: tuple[Any, ...]) -> None:
-    decider.scale = inputs[2].scale

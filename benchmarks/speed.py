@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 from dense_speed import PrintedProgress, randomise
 from random_checkpoint import published_config
-from routes import Scores, decide, even_scores, experts_in, gates_in, student_scores, threshold_for
+from routes import decide, even_scores, experts_in, gates_in, student_scores, threshold_for
 from torch import Tensor
 
 import actvar_cli
@@ -42,65 +42,67 @@ RESULTS = Path(__file__).parent / "results"
 COSTS = (0.79, 0.6)
 
 
-def random_model(shape: str) -> ActVAR:
+def random_model(shape: str, device: torch.device) -> ActVAR:
     """A dense model of ``shape``: ``var-fashion`` or ``d16`` and so on."""
     config = actvar_cli.load(shape).config if shape == "var-fashion" else published_config(int(shape[1:]))
-    model = ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
-    randomise(model.transformer, torch.Generator().manual_seed(0))
+    with device:
+        model = ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
+    randomise(model.transformer, torch.Generator(device).manual_seed(0))
     return model
 
 
-def sample_dense(model: ActVAR, labels: Tensor, seed: int) -> None:
-    """Draw tokens, everything computed."""
-    model.threshold = None
+def draw(model: ActVAR, labels: Tensor, seed: int) -> None:
+    """Draw tokens."""
     model.sample_tokens(labels, seed=seed)
 
 
-def sample_routed(model: ActVAR, labels: Tensor, scores: Scores, seed: int, counter: WorkCounter | None = None) -> None:
-    """Draw tokens by the routes of ``scores``."""
-    decide(model, scores)
-    model.sample_tokens(labels, seed=seed, counter=counter)
+def peak(model: ActVAR, labels: Tensor) -> int | None:
+    """Bytes of a GPU that sampling with ``model`` takes, its transformer included, whatever else is there.
+
+    Twice: what is recorded on a GPU is recorded at the second time.
+    """
+    gpu = model.device.type == "cuda"
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    for _ in range(2):
+        model.sample_tokens(labels, seed=0)
+    weights = sum(p.numel() * p.element_size() for p in model.transformer.parameters())
+    return torch.cuda.max_memory_allocated() - before + weights if gpu else None
 
 
-def measure(dense: ActVAR, batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Dense, experts alone and token gates alone at each cost."""
+def measure(dense: ActVAR, batch: int, repeats: int, costs: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """Experts alone and token gates alone at each cost, each in turn with dense sampling."""
     rows, device = 2 * batch, dense.device
     labels = balanced_labels(batch, dense.config.transformer.num_classes).to(device)
-    ways: dict[str, Callable[[int], Any]] = {"dense": partial(sample_dense, dense, labels)}
-    asked: dict[str, tuple[str, float]] = {}
-    costs: dict[str, float] = {}
-    for kind, model, scores in (
-        ("experts", experts_in(dense), student_scores(dense.config, rows, 0)),
-        ("token gates", gates_in(dense), even_scores(dense.config, rows, 0)),
-    ):
-        for cost in COSTS:
-            name = f"{kind} at {cost:g}"
-            threshold = threshold_for(model.config, scores, batch, cost)
-            way = partial(sample_routed, model, labels, {k: (v - threshold).to(device) for k, v in scores.items()})
+    memory = {"dense": peak(dense, labels)}
+    for kind, sparse, drawn in (("experts", experts_in, student_scores), ("token gates", gates_in, even_scores)):
+        scores = drawn(dense.config, rows, 0, device)
+        for asked in costs:
+            # A model for each: what a GPU records of one would not do for another.
+            model = sparse(dense)
+            decide(model, scores, threshold_for(model.config, scores, batch, asked))
             counter = WorkCounter(model.config)
-            way(0, counter)
-            ways[name], asked[name], costs[name] = way, (kind, cost), counter.cost
-    measured = in_turn(ways, repeats=repeats, device=device, progress=PrintedProgress(), label=f"batch {batch}")
-    reference = measured["dense"].seconds
-    found = []
-    for name, (kind, cost) in asked.items():
-        ratios = [a / b for a, b in zip(reference, measured[name].seconds, strict=True)]
-        found.append(
-            {
+            model.sample_tokens(labels, seed=0, counter=counter)
+            memory["sparse"] = peak(model, labels)
+            ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}
+            label = f"{kind} at {asked:g}, batch {batch}"
+            measured = in_turn(ways, repeats=repeats, device=device, progress=PrintedProgress(), label=label)
+            seconds = {name: of.seconds for name, of in measured.items()}
+            ratios = [a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True)]
+            yield {
                 "kind": kind,
-                "asked": cost,
-                "cost": costs[name],
+                "asked": asked,
+                "cost": counter.cost,
                 "batch": batch,
-                "dense_seconds": reference,
-                "seconds": measured[name].seconds,
+                "dense_seconds": seconds["dense"],
+                "seconds": seconds["sparse"],
                 "speedup": statistics.median(ratios),
                 "slowest": min(ratios),
                 "fastest": max(ratios),
-                "efficiency": statistics.median(ratios) * costs[name],
-                "peak_bytes": {"dense": measured["dense"].peak_bytes, "sparse": measured[name].peak_bytes},
+                "efficiency": statistics.median(ratios) * counter.cost,
+                "peak_bytes": dict(memory),
             }
-        )
-    return found
 
 
 def main() -> None:
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--costs", type=float, nargs="+", default=COSTS, help="shares of the dense model's FLOPs")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -117,19 +120,19 @@ def main() -> None:
     output = args.output or RESULTS / f"speed{'' if device.type == 'cpu' else '_' + device.type}.json"
     runs = json.loads(output.read_text()) if output.exists() else {}
     for dtype in args.dtypes:
-        dense = set_dtype(random_model(args.shape), dtype).to(device)
+        dense = set_dtype(random_model(args.shape, device), dtype)
         for batch in args.batches:
-            found = measure(dense, batch, args.repeats)
-            for cell in found:
-                print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
-            runs[f"{args.shape}, {dtype}, {batch}"] = {
+            run = runs[f"{args.shape}, {dtype}, {batch}"] = {
                 "device": device_name(device),
                 "cpu_capability": torch.backends.cpu.get_cpu_capability(),
                 "torch": torch.__version__,
                 "dispatch": os.environ.get("ACTVAR_DISPATCH", ""),
-                "cells": found,
+                "cells": [],
             }
-            output.write_text(json.dumps(runs, indent=1) + "\n")
+            for cell in measure(dense, batch, args.repeats, args.costs):
+                print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
+                run["cells"].append(cell)
+                output.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def routes(densities: list[float], rows: int = 300) -> Tensor:
     return torch.rand(rows, EXPERTS, generator=torch.Generator().manual_seed(1)) < torch.tensor(densities)
 
 
-@pytest.mark.parametrize("way", dispatch.WAYS)
+@pytest.mark.parametrize("way", [way for way in dispatch.WAYS if way != "tiles"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize(
     "densities", [[0.5] * 4, [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0.3, 1], [0.97, 0.98, 0.1, 0.99], [0.02] * 4]
@@ -83,6 +83,9 @@ def test_the_environment_can_force_a_way(monkeypatch: pytest.MonkeyPatch) -> Non
     # What is counted must be what was asked for.
     with dispatch.exactly():
         assert dispatch.run(ffn, x, on) != "forced"
+    monkeypatch.setenv(dispatch.VARIABLE, "tiles")
+    with pytest.raises(InputError, match="ACTVAR_DISPATCH: 'tiles' needs an NVIDIA GPU"):
+        dispatch.run(ffn, x, on)
     monkeypatch.setenv(dispatch.VARIABLE, "grouper")
     with pytest.raises(InputError, match=r"ACTVAR_DISPATCH: there is no way 'grouper' \(did you mean 'grouped'\?\)"):
         dispatch.run(ffn, x, on)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.dispatch import is_exact
 from actvar_cli.model.products import Linear, linear
+
+if TYPE_CHECKING:
+    from actvar_cli.model.kernels.tiles import Tiles
 
 SHORT = 256
 """Sequences up to this length are attended with plain products where gradients are needed on a CPU."""
@@ -61,14 +65,25 @@ class SelfAttention(nn.Module):
         return (q * _over_length(q, self._gain())).to(q.dtype) if self.l2_norm else q
 
     def forward(
-        self, h: Tensor, *, bias: Tensor | None = None, cache: KVCache | None = None, keep: Tensor | None = None
+        self,
+        h: Tensor,
+        *,
+        bias: Tensor | None = None,
+        cache: KVCache | None = None,
+        keep: Tensor | None = None,
+        kernels: bool = False,
+        picked: Tiles | None = None,
     ) -> Tensor:
         """Attention of ``h`` (R, l, C), in the type of the weights.
 
         With ``bias`` (1, 1, l, l): over the sequence itself, for teacher forcing. With ``cache``: over all scales so
         far. With ``keep`` (R, l) too: keys and values of all tokens, queries only of those kept; returns (N, C) in the
-        order of ``keep.nonzero()``, else (R, l, C).
+        order of ``keep.nonzero()``, else (R, l, C). With ``kernels`` by those for GPUs, see `kernels.block.attend`.
         """
+        if kernels and cache is not None:
+            from actvar_cli.model.kernels.block import attend
+
+            return attend(self, h, cache, picked)
         h = h.to(self.mat_qkv.weight.dtype)
         if cache is not None and keep is not None:
             return self._kept(h, cache, keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,15 @@ from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.dispatch import is_exact
 from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
+from actvar_cli.model.kernels.usable import fits, preferred
 from actvar_cli.model.router import router_of, straight_through
 from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update, previous_updates
+
+if TYPE_CHECKING:
+    from actvar_cli.model.kernels.norms import Update
 
 
 @dataclass
@@ -80,12 +86,16 @@ class TeacherForced:
 
 @dataclass
 class Sampling:
-    """One scale of sampling: keys and values in ``cache``; what is not needed is skipped for real."""
+    """One scale of sampling: keys and values in ``cache``; what is not needed is skipped for real.
+
+    ``update`` is what is still to be added to the tokens, where kernels do it with the next AdaLN.
+    """
 
     cache: KVCache
     scale: int
     threshold: float | None = None
     counter: WorkCounter | None = None
+    update: Update | None = None
 
 
 class Block(nn.Module):
@@ -106,6 +116,7 @@ class Block(nn.Module):
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, arch.embed_dim) / arch.embed_dim**0.5)
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
+        self.fits_kernels = fits(arch, config.experts_in(index) if config.experts else 1)
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
         self.from_previous = self.skips_attention = False
         if config.token_gate and self.gated_scales:
@@ -134,7 +145,15 @@ class Block(nn.Module):
         """``x`` (R, l, C), ``ada`` (R, 6, C) from `condition`; (R, 6, l, C) where it differs by position."""
         if isinstance(context, TeacherForced):
             return self._teacher_forced(x, ada, context)
+        if context.counter is None and self.by_kernels():
+            from actvar_cli.model.kernels import block
+
+            return block.sample(self, x, ada, context)
         return self._sample(x, ada, context)
+
+    def by_kernels(self) -> bool:
+        """Whether sampling is done by the kernels for GPUs."""
+        return self.fits_kernels and not is_exact() and preferred(self.attn.q_bias)
 
     def _teacher_forced(self, x: Tensor, ada: Tensor, context: TeacherForced) -> Tensor:
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
@@ -188,7 +207,7 @@ class Block(nn.Module):
         h = self.normalise(x, scale1, shift1)
         keep = None
         if context.threshold is not None and context.scale in self.gated_scales:
-            keep = self.token_gate(h, context.scale) > context.threshold
+            keep = self.token_gate(h, context.scale, above=context.threshold)
             if context.counter:
                 context.counter.gate(self.index, context.scale, keep)
         if keep is None or bool(keep.all()):
@@ -218,13 +237,14 @@ class Block(nn.Module):
 
     def _stand_ins(self, x: Tensor, h: Tensor, rest: Tensor, context: Sampling) -> Tensor:
         """What the tokens ``rest`` (n,) of ``x`` (R, l, C) become without being computed, (n, C)."""
-        previous = None
-        if self.from_previous:
-            before = context.cache.updates[self.index]
-            previous = previous_update(before, *self.patch_nums[context.scale - 1 : context.scale + 1])
-            previous = previous.flatten(0, 1).index_select(0, rest)
+        previous = self.previous(context).flatten(0, 1).index_select(0, rest) if self.from_previous else None
         rebuilt: Tensor = self.reconstruction(h.flatten(0, 1).index_select(0, rest), previous)
         return x.flatten(0, 1).index_select(0, rest) + rebuilt
+
+    def previous(self, context: Sampling) -> Tensor:
+        """The update of the scale before at the places of this one, (R, l, C)."""
+        before = context.cache.updates[self.index]
+        return previous_update(before, *self.patch_nums[context.scale - 1 : context.scale + 1])
 
     def _with_ffn(self, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, context: Sampling) -> Tensor:
         """``y`` (…, C) with the FFN's update; AdaLN's ``gain``, ``scale`` and ``shift`` fit it."""
@@ -234,7 +254,7 @@ class Block(nn.Module):
     def _ffn(self, h: Tensor, context: Sampling) -> Tensor:
         on = None
         if context.threshold is not None and isinstance(self.ffn, ExpertFFN):
-            on = self.router(h) > context.threshold
+            on = self.router(h, above=context.threshold)
         if context.counter:
             context.counter.experts(self.index, context.scale, h.shape[:-1].numel(), on)
         return self.ffn(h) if on is None else self.ffn(h, on)  # type: ignore[no-any-return]

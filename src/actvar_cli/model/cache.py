@@ -18,6 +18,10 @@ class KVCache:
         self._size = 0
         self.updates: dict[int, Tensor] = {}
 
+    def clear(self) -> None:
+        """Forget everything: the next scale is the first."""
+        self._filled = self._size = 0
+
     def begin_scale(self, tokens: int) -> None:
         """Make room for ``tokens`` more positions; every block then writes them once."""
         self._filled += self._size
@@ -27,6 +31,14 @@ class KVCache:
     def length(self) -> int:
         """Positions that attention sees, the current scale included."""
         return self._filled + self._size
+
+    def room(self, block: int) -> tuple[Tensor, Tensor, int]:
+        """All room for a block's keys and values, (rows, heads, L, head_dim), and where this scale's begins."""
+        return self._keys[block], self._values[block], self._filled
+
+    def filled(self, block: int) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, this scale's included, (rows, heads, length, head_dim)."""
+        return self._keys[block, :, :, : self.length], self._values[block, :, :, : self.length]
 
     def extend(self, block: int, keys: Tensor, values: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Write this scale's (rows, heads, tokens, head_dim) and return all keys and values so far.
@@ -39,4 +51,4 @@ class KVCache:
         else:
             torch.mul(keys, factor, out=self._keys[block, :, :, here])
         self._values[block, :, :, here] = values
-        return self._keys[block, :, :, : self.length], self._values[block, :, :, : self.length]
+        return self.filled(block)

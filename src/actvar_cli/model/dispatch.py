@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.errors import InputError, did_you_mean
+from actvar_cli.model.kernels.usable import UNIT, preferred, usable
 
 if TYPE_CHECKING:
     from actvar_cli.model.experts import ExpertFFN
+    from actvar_cli.model.kernels.tiles import Tiles
 
 VARIABLE = "ACTVAR_DISPATCH"
 """The environment variable that forces one of `WAYS`."""
@@ -28,6 +30,9 @@ START = 40
 
 GATHER, MASK = 60, 12
 """What a row costs beyond its neurons, in neurons: to be gathered and scattered, or to be computed and then masked."""
+
+TILES_FROM = 2**34
+"""Multiplications of one layer from which a GPU takes `tiles`: below, sorting tokens takes longer than it saves."""
 
 _grouped_mm = F.grouped_mm if hasattr(F, "grouped_mm") else torch._grouped_mm
 
@@ -50,26 +55,44 @@ def is_exact() -> bool:
     return _exact
 
 
+WITHOUT_HOST = {"dense", "tiles"}
+"""Ways that a GPU takes without the host having to know how many tokens want what."""
+
+
 def run(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     """``x`` (…, C) to (…, C) with the experts that are ``on`` (…, E, boolean)."""
-    return WAYS[_way(x)](ffn, x, on)
+    return WAYS[way_for(ffn, on.shape[:-1].numel())](ffn, x, on)
 
 
-def _way(x: Tensor) -> str:
+def forced() -> str:
+    """The way that the environment asks for, or none; raises InputError if there is no such way."""
+    way = os.environ.get(VARIABLE, "")
+    if way and way not in WAYS:
+        near = did_you_mean(way, list(WAYS))
+        raise InputError(f"{VARIABLE}: there is no way {way!r}{near}: one of {', '.join(WAYS)}, or unset")
+    return way
+
+
+def way_for(ffn: ExpertFFN, rows: int) -> str:
+    """Which of `WAYS` is taken by ``ffn`` where it is, for so many tokens."""
     if _exact:
         return "loop"
-    forced = os.environ.get(VARIABLE)
-    if forced:
-        if forced not in WAYS:
-            near = did_you_mean(forced, list(WAYS))
-            raise InputError(f"{VARIABLE}: there is no way {forced!r}{near}: one of {', '.join(WAYS)}, or unset")
-        return forced
-    return "split" if x.device.type == "cpu" else "loop"
+    if way := forced():
+        return way
+    if ffn.fits_kernels and preferred(ffn.fc1.weight):
+        return "tiles" if rows * ffn.fc1.weight.numel() >= TILES_FROM else "dense"
+    return "split" if ffn.fc1.weight.device.type == "cpu" else "loop"
 
 
 def dense(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     """One product for all experts, with zeros where one is off: for few rows, and where hardly any is off."""
-    return ffn.masked(x, on.float())
+    if not (ffn.fits_kernels and preferred(ffn.fc1.weight)):
+        return ffn.masked(x, on.float())
+    from actvar_cli.model.kernels.ffn import leave_out
+
+    hidden = ffn.hidden(x).flatten(0, -2)
+    base = leave_out(hidden, on.flatten(0, -2), ffn.fc2.bias, ffn.expert_mean)
+    return base.addmm_(hidden, ffn.fc2.weight.T).view_as(x)
 
 
 def loop(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
@@ -139,6 +162,24 @@ def grouped(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     return (total + ffn.fc2.bias + ffn.expert_mean.sum(0)).view(shape)
 
 
+def tiles(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
+    """In tiles of tokens that want about the same experts, by kernels for GPUs."""
+    if not ffn.fits_kernels or not usable(ffn.fc1.weight):
+        raise InputError(f"{VARIABLE}: 'tiles' needs an NVIDIA GPU, Triton, and widths that are multiples of {UNIT}")
+    from actvar_cli.model.kernels.ffn import TILE
+    from actvar_cli.model.kernels.tiles import tiles_of
+
+    return in_tiles(ffn, x, tiles_of(on.flatten(0, -2), TILE)) if len(x) else x
+
+
+def in_tiles(ffn: ExpertFFN, x: Tensor, found: Tiles) -> Tensor:
+    """The FFN of tokens that are in tiles already."""
+    from actvar_cli.model.kernels.ffn import tiled_ffn
+
+    layers = ffn.fc1.weight, ffn.fc1.bias, ffn.fc2.weight, ffn.fc2.bias
+    return tiled_ffn(x.to(ffn.fc1.weight.dtype).flatten(0, -2), found, *layers, ffn.expert_mean).view_as(x)
+
+
 WAYS: dict[str, Callable[[ExpertFFN, Tensor, Tensor], Tensor]] = {
-    way.__name__: way for way in (dense, loop, split, grouped)
+    way.__name__: way for way in (dense, loop, split, grouped, tiles)
 }

@@ -8,13 +8,19 @@ Source: MoEfication (arXiv 2110.01786) for the split; ActVAR (arXiv 2511.12893) 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model import dispatch
 from actvar_cli.model.config import TransformerConfig
+from actvar_cli.model.kernels.usable import fits
 from actvar_cli.model.products import Linear
+
+if TYPE_CHECKING:
+    from actvar_cli.model.kernels.tiles import Tiles
 
 
 class FFN(nn.Module):
@@ -46,18 +52,21 @@ class ExpertFFN(FFN):
     def __init__(self, config: TransformerConfig, num_experts: int) -> None:
         super().__init__(config)
         self.num_experts = num_experts
+        self.fits_kernels = fits(config, num_experts)
         self.expert_dim = config.hidden_dim // num_experts
         self.register_buffer("permutation", torch.arange(config.hidden_dim))
         self.expert_mean = nn.Parameter(torch.zeros(num_experts, config.embed_dim))
 
-    def forward(self, x: Tensor, on: Tensor | None = None) -> Tensor:
-        """Map (…, C) to (…, C) with the experts that are ``on`` (…, E).
+    def forward(self, x: Tensor, on: Tensor | Tiles | None = None) -> Tensor:
+        """Map (…, C) to (…, C) with the experts that are ``on`` (…, E), or all of them for tokens in ``on``, `Tiles`.
 
         ``on=None`` computes all. A boolean ``on`` with ``x`` (N, C) skips the others for real; a floating one masks a
         dense computation and lets gradients through, for training.
         """
         if on is None:
             return super().forward(x)
+        if not isinstance(on, Tensor):
+            return dispatch.in_tiles(self, x, on)
         return dispatch.run(self, x, on) if on.dtype == torch.bool else self.masked(x, on)
 
     def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:

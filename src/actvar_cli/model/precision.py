@@ -11,8 +11,16 @@ from actvar_cli.model.sampling import ActVAR
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Types that weights can be stored in, and that the products of a model can be computed in."""
 
-FULL = ("router.", "token_gate.", "attn.scale_mul_1H11", "ffn.expert_mean", "ada_gss")
-"""Of a block, what stays float32: a decision must not turn on a rounding, and the rest is small and costs nothing."""
+FULL = (
+    "router.fc2",
+    "router.scores",
+    "token_gate.fc2",
+    "token_gate.scores",
+    "attn.scale_mul_1H11",
+    "ffn.expert_mean",
+    "ada_gss",
+)
+"""Of a block, what stays float32: a decision must not turn on a score's rounding, and the rest costs nothing."""
 
 
 def dtype_called(name: str) -> torch.dtype:
@@ -26,7 +34,7 @@ def set_dtype(model: ActVAR, dtype: str) -> ActVAR:
     """Let ``model`` compute in ``dtype`` (one of `DTYPES`), in place; it must be in float32 before.
 
     The blocks' products, the keys and values and the tokenizer's decoder are then of that type. The residual stream,
-    AdaLN, router and token gate, the head with the logits, sampling and the quantiser stay float32.
+    AdaLN, scores of routers and token gates, the head with the logits, sampling and the quantiser stay float32.
     Raises InputError for another type.
     """
     target = dtype_called(dtype)

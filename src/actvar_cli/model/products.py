@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actvar_cli.model.kernels.usable import preferred
+
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 GELU_ON_THE_WAY = torch.backends.cpu.get_cpu_capability() != "AVX2"
@@ -24,6 +26,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     few rows of an early scale. But not of a matrix (N, C): those are tokens that were picked, and oneDNN takes a
     millisecond and more to prepare for a number of rows that it has not had yet.
     """
+    if gelu and bias is not None and x.is_cuda and preferred(x):
+        # Both in one by cuBLASLt.
+        rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
+        return rows.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
     if not _by_onednn(x, weight):
         y = F.linear(x, weight, bias)
         return F.gelu(y, approximate="tanh") if gelu else y

@@ -8,76 +8,71 @@ threshold serves the whole model. An expert is on where its score exceeds that t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from actvar_cli.model.config import ModelConfig
-from actvar_cli.model.products import Linear
+from actvar_cli.model.deciding import Decider, Perceptron
 
 CERTAIN = 100.0
 """A score above every threshold."""
 
 
-class Router(nn.Module):
-    """Two-layer perceptron from a token (…, C) to the scores (…, E) of its experts."""
-
-    def __init__(self, dim: int, hidden: int, num_experts: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, num_experts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores of the FFN's input ``x``, after AdaLN."""
-        return self.fc2(self.fc1(x, gelu=True))  # type: ignore[no-any-return]
+class Router(Perceptron):
+    """Two-layer perceptron from a token (…, C), the FFN's input after AdaLN, to the scores (…, E) of its experts."""
 
 
 class RelativeRouter(Router):
     """Scores relative to the token's best expert, which is always on: DMoE-VAR's threshold."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    forward = Decider.forward
+
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
         """Scores, the highest of a token being 0."""
-        scores = super().forward(x)
-        return scores - scores.amax(-1, keepdim=True)
+        made = super().score(x)
+        return made - made.amax(-1, keepdim=True)
 
 
-class StaticRouter(nn.Module):
+class StaticRouter(Decider):
     """The same scores (E,) for every token: what is off is off for good, as in structured pruning."""
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(num_experts))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
         """The scores, for each token of ``x`` (…, C)."""
         return self.scores.expand(*x.shape[:-1], -1)
 
 
-class RandomRouter(nn.Module):
+class RandomRouter(Decider):
     """Scores drawn at random, the same ones for an input of the same shape."""
 
     def __init__(self, num_experts: int, seed: int) -> None:
         super().__init__()
         self.num_experts, self.seed = num_experts, seed
 
-    def forward(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
         """Logistic noise, (…, E)."""
         generator = torch.Generator(x.device).manual_seed(self.seed)
         return torch.rand(*x.shape[:-1], self.num_experts, generator=generator, device=x.device).logit(1e-6)
 
 
-class NoRouter(nn.Module):
+class NoRouter(Decider):
     """Every expert on for every token, whatever the threshold: token gates alone are left to save work."""
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.num_experts = num_experts
 
-    def forward(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
         """Scores above every threshold, (…, E)."""
         return x.new_full((*x.shape[:-1], self.num_experts), CERTAIN)
 
 
-def router_of(config: ModelConfig, block: int) -> nn.Module:
+def router_of(config: ModelConfig, block: int) -> Decider:
     """The router of the kind that ``config`` names, for ``block``."""
     assert config.experts is not None
     kind, experts = config.experts.router, config.experts_in(block)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actvar_cli.errors import ActvarError
+from actvar_cli.model import graphs
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.guidance import guidance_at, guide
@@ -77,12 +78,16 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """One token per position: (B, l, V) to (B, l)."""
     probabilities = logits.softmax(-1)
-    if logits.device.type != "cpu":
-        drawn = torch.multinomial(probabilities.flatten(0, 1), 1, replacement=True, generator=generator)
-        return drawn.view(logits.shape[:2])
-    if not probabilities.sum().isfinite():
-        raise ActvarError("a token's probabilities are not finite: the model computes infinities or no numbers")
-    # What torch.multinomial does.
+    finite, wrong = (
+        probabilities.sum().isfinite(),
+        "a token's probabilities are not finite: the model computes infinities or no numbers",
+    )
+    if logits.is_cuda:
+        # Without waiting for it.
+        torch._assert_async(finite, wrong)
+    elif not finite:
+        raise ActvarError(wrong)
+    # What torch.multinomial does, which reads all of it three times more.
     noise = exponential_like(probabilities, generator)
     return torch.div(probabilities, noise, out=noise).argmax(-1)
 
@@ -222,7 +227,7 @@ def sample_latent(
     else:
         rows, no_class = 2, torch.full_like(labels, model.config.transformer.num_classes)
         cond = start = var.class_emb(torch.cat((labels, no_class)))
-    ada, positions, cache = var.conditions(cond), var.positions(), var.new_cache(rows * batch)
+    walk, positions = graphs.begin(var, cond, model.threshold, counter), var.positions()
     if counter:
         counter.begin_image(2 * batch, batch)
     first = patch_nums[0] ** 2
@@ -239,13 +244,12 @@ def sample_latent(
         if counter:
             counter.frame(scale, 2 * batch, rows * batch * pn * pn, batch * pn * pn if scale else 0)
         strength = guidance / learned.cfg if learned else None
-        logits = var.scale_logits(
-            x, cond, ada, cache, scale, threshold=model.threshold, counter=counter, strength=strength
-        )
+        logits = walk.logits(x, scale, strength)
         if not learned:
             logits = guide(logits, guidance)
         if collected is not None:
-            collected.append(logits)
+            # What a pass has learned guidance in may be written over.
+            collected.append(logits.clone() if learned else logits)
         logits = filter_logits(logits, settings.top_k, settings.top_p)
         index = draw(logits, generator)
         tokens.append(index)

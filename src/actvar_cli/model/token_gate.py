@@ -7,41 +7,44 @@ with. Source: ActVAR (arXiv 2511.12893) for the gate; the reconstruction is ours
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
+from actvar_cli.model.deciding import Decider, Perceptron
 from actvar_cli.model.products import Linear
 
 
-class TokenGate(nn.Module):
-    """Scores a token (…, C) by how wrong its reconstruction would be, in the units of the router's scores."""
+class TokenGate(Perceptron):
+    """Scores a token (…, C), the block's input after AdaLN, by how wrong its reconstruction would be.
+
+    Scores (…) are in the units of the router's.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, 1)
+        super().__init__(dim, hidden, 1)
 
-    def forward(self, h: Tensor, scale: int | Tensor = 0) -> Tensor:
-        """Scores (…) of the block's input ``h`` (…, C), after AdaLN, whatever the scale."""
-        return self.fc2(self.fc1(h, gelu=True)).squeeze(-1)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, *scale: Any, above: float | None = None) -> Tensor:
+        """See `Perceptron.forward`."""
+        return super().forward(x, *scale, above=above).squeeze(-1)
 
     def shift(self, by: float) -> None:
         """Add ``by`` to all scores."""
         self.fc2.bias.data.add_(by)
 
 
-class StaticGate(nn.Module):
+class StaticGate(Decider):
     """The same score for all tokens of a scale: the whole block is computed there, or stood in for."""
 
     def __init__(self, scales: int) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(scales))
 
-    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
-        """Scores (R, l) for ``h`` (R, l, C) at one scale, or at those (l,) of each token."""
-        return self.scores[scale].expand(h.shape[:-1])
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
+        """Scores (R, l) for ``x`` (R, l, C) at one scale, or at those (l,) of each token."""
+        return self.scores[scale[0]].expand(x.shape[:-1])
 
     def shift(self, by: float) -> None:
         """Add ``by`` to all scores."""
@@ -55,13 +58,13 @@ class PositionGate(StaticGate):
         super().__init__(len(patch_nums))
         self.patch_nums = tuple(patch_nums)
 
-    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
         """The scale's score, higher for positions that are computed longer."""
-        if isinstance(scale, int):
-            order = grid_order(self.patch_nums[scale], h.device)
+        if isinstance(scale[0], int):
+            order = grid_order(self.patch_nums[scale[0]], x.device)
         else:
-            order = torch.cat([grid_order(pn, h.device) for pn in self.patch_nums])
-        return super().forward(h, scale) + order
+            order = torch.cat([grid_order(pn, x.device) for pn in self.patch_nums])
+        return super().score(x, *scale) + order
 
 
 class DeviationGate(StaticGate):
@@ -71,10 +74,10 @@ class DeviationGate(StaticGate):
         super().__init__(len(patch_nums))
         self.sizes = [pn * pn for pn in patch_nums]
 
-    def forward(self, h: Tensor, scale: int | Tensor) -> Tensor:
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
         """The scale's score, plus the log of the token's squared deviation relative to the scale's average."""
-        parts = [h] if isinstance(scale, int) else h.split(self.sizes, dim=1)
-        return super().forward(h, scale) + torch.cat([log_deviation(part) for part in parts], dim=1)
+        parts = [x] if isinstance(scale[0], int) else x.split(self.sizes, dim=1)
+        return super().score(x, *scale) + torch.cat([log_deviation(part.float()) for part in parts], dim=1)
 
 
 def log_deviation(h: Tensor) -> Tensor:

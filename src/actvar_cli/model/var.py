@@ -25,9 +25,13 @@ class HeadNorm(nn.Module):
         self.dim, self.eps = dim, eps
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
+    def condition(self, cond: Tensor, strength: float | Tensor | None) -> tuple[Tensor, ...]:
+        """Scale and shift (R, 1, C), or (R, l, C) where ``strength`` differs by position; arguments as `forward`."""
+        return over_tokens(blend(self.ada_lin(cond).unflatten(-1, (2, self.dim)), strength))
+
     def forward(self, x: Tensor, cond: Tensor, strength: float | Tensor | None = None) -> Tensor:
         """``x`` (R, l, C) and the class embedding ``cond`` (R, C), or with a ``strength`` (R, 2, C), see `blend`."""
-        scale, shift = over_tokens(blend(self.ada_lin(cond).unflatten(-1, (2, self.dim)), strength))
+        scale, shift = self.condition(cond, strength)
         out: Tensor = F.layer_norm(x, (self.dim,), eps=self.eps) * (scale + 1) + shift
         return out
 
@@ -100,6 +104,10 @@ class VAR(nn.Module):
         """The type of keys and values: that of the blocks' products, here and now."""
         device = self.pos_start.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+
+    def by_kernels(self) -> bool:
+        """Whether sampling is done by the kernels for GPUs."""
+        return self.stack[0].by_kernels()
 
     def gated_positions(self) -> Tensor:
         """Which positions (L,) of the sequence belong to a scale with a token gate."""
@@ -198,10 +206,12 @@ class VAR(nn.Module):
         threshold: float | None = None,
         counter: WorkCounter | None = None,
         strength: float | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Logits (R, l, vocab) of one scale from its embedded input ``x`` (R, l, C), extending ``cache``.
 
-        With a ``strength`` of guidance, ``cond`` and ``ada`` are without and with it.
+        With a ``strength`` of guidance, ``cond`` and ``ada`` are without and with it. ``out`` is room for the logits;
+        it is only used by kernels for GPUs.
         """
         cache.begin_scale(x.shape[1])
         cut = None if threshold is None else threshold - self.config.scale_offsets[scale]
@@ -210,4 +220,8 @@ class VAR(nn.Module):
             x = x + strength * self.guidance.scales[scale]
         for block, parameters in zip(self.blocks, ada, strict=True):
             x = block(x, blend(parameters, strength), context)
+        if counter is None and self.by_kernels():
+            from actvar_cli.model.kernels.head import logits
+
+            return logits(self, x, context.update, cond, strength, out)
         return self.logits(x, cond, strength)

@@ -1,0 +1,164 @@
+"""The transformer's pass over the scales; on a GPU recorded as CUDA graphs, and played again.
+
+What is recorded starts as a whole, so that the GPU need not wait for Python between its many small steps. It is
+recorded when the same pass is wanted for the second time, and reads and writes the same memory each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from actvar_cli.model import dispatch
+from actvar_cli.model.experts import ExpertFFN
+
+if TYPE_CHECKING:
+    from actvar_cli.model.cache import KVCache
+    from actvar_cli.model.counters import WorkCounter
+    from actvar_cli.model.var import VAR
+
+
+class Pass:
+    """One sampling, scale after scale, for what `VAR.conditions` takes; other arguments as in `VAR.scale_logits`."""
+
+    def __init__(self, var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> None:
+        self.var, self.cond, self.threshold, self.counter = var, cond, threshold, counter
+        self.ada, self.cache = var.conditions(cond), var.new_cache(len(cond))
+
+    def logits(self, x: Tensor, scale: int, strength: float | None = None) -> Tensor:
+        """Logits (R, l, vocab) of ``x`` (R, l, C), the input of ``scale``; another call may write over them."""
+        return self.var.scale_logits(
+            x, self.cond, self.ada, self.cache, scale, threshold=self.threshold, counter=self.counter, strength=strength
+        )
+
+
+@dataclass
+class Recording:
+    """Graphs of all scales, by scale and strength of guidance, with the memory that they read and write.
+
+    ``key`` is what a pass must have in common with it. ``x`` and ``logits`` are room for those of one scale.
+    """
+
+    key: Any
+    cond: Tensor
+    cache: KVCache
+    x: Tensor
+    logits: Tensor
+    pool: Any
+    ada: list[Tensor] = field(default_factory=list)
+    conditions: torch.cuda.CUDAGraph | None = None
+    scales: dict[tuple[int, float | None], torch.cuda.CUDAGraph] = field(default_factory=dict)
+
+
+class RecordedPass(Pass):
+    """The same, from a recording, which it adds to where that has nothing yet."""
+
+    def __init__(self, var: VAR, cond: Tensor, threshold: float | None, recording: Recording) -> None:
+        self.var, self.threshold, self.recording = var, threshold, recording
+        recording.cond.copy_(cond)
+        recording.cache.clear()
+        if recording.conditions is None:
+            recording.conditions = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recording.conditions, pool=recording.pool):
+                recording.ada = var.conditions(recording.cond)
+        recording.conditions.replay()
+
+    def logits(self, x: Tensor, scale: int, strength: float | None = None) -> Tensor:
+        """See `Pass.logits`."""
+        made = self.recording
+        here = made.x[: x.numel()].view(x.shape).copy_(x)
+        shape = (*x.shape[:-1], self.var.config.tokenizer.vocab_size)
+        out = made.logits[: shape[0] * shape[1] * shape[2]].view(shape)
+        graph = made.scales.get((scale, strength))
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=made.pool):
+                self.var.scale_logits(
+                    here, made.cond, made.ada, made.cache, scale, threshold=self.threshold, strength=strength, out=out
+                )
+            made.scales[scale, strength] = graph
+        else:
+            made.cache.begin_scale(x.shape[1])
+        graph.replay()
+        return out
+
+
+class _Watched:
+    """All parts of a model, and where its weights are: what a recording of it relies on."""
+
+    def __init__(self, var: VAR) -> None:
+        # But not the model itself, which would then never be given up.
+        self._modules = list(var.modules())[1:]
+        registries = [r for m in var.modules() for r in (m._parameters, m._buffers, m._modules)]
+        self._parts = [(registry, name, part) for registry in registries for name, part in registry.items()]
+        self._tensors = [part for _, _, part in self._parts if isinstance(part, Tensor)]
+        self._places = [t.data_ptr() for t in self._tensors]
+
+    def is_same(self) -> bool:
+        """Whether no part was replaced or moved."""
+        return all(registry.get(name) is part for registry, name, part in self._parts) and self._places == [
+            t.data_ptr() for t in self._tensors
+        ]
+
+    def hooked(self) -> bool:
+        """Whether somebody watches a part, and wants to be called."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self._modules)
+
+
+@dataclass
+class _Passes:
+    """What the last pass of a model was like, and the recording that there is."""
+
+    watched: _Watched
+    key: Any = None
+    recording: Recording | None = None
+
+
+_passes: WeakKeyDictionary[VAR, _Passes] = WeakKeyDictionary()
+
+
+def begin(var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> Pass:
+    """A pass for ``cond``; from a recording if the last one was the same but for the numbers in ``cond``."""
+    if counter or not _recordable(var, cond, threshold):
+        return Pass(var, cond, threshold, counter)
+    passes = _passes.get(var)
+    if passes is None or not passes.watched.is_same():
+        passes = _passes[var] = _Passes(_Watched(var))
+    key = cond.shape, threshold, dispatch.forced(), torch.is_inference_mode_enabled()
+    again, passes.key = passes.key == key, key
+    recorded = passes.recording is not None and passes.recording.key == key
+    if passes.watched.hooked() or not (again or recorded):
+        return Pass(var, cond, threshold)
+    if not recorded:
+        # The old one's memory first.
+        passes.recording = None
+        passes.recording = _room(var, cond, key)
+    assert passes.recording is not None
+    return RecordedPass(var, cond, threshold, passes.recording)
+
+
+def _recordable(var: VAR, cond: Tensor, threshold: float | None) -> bool:
+    """Whether a pass is the same steps each time, and needs no host in between."""
+    if not cond.is_cuda or not var.by_kernels():
+        return False
+    if threshold is None or not var.config.experts:
+        return True
+    # Numbers are drawn, or what an earlier scale left is read by way of Python.
+    if var.config.experts.router == "random" or any(block.from_previous for block in var.stack):
+        return False
+    return all(dispatch.way_for(b.ffn, 1) in dispatch.WITHOUT_HOST for b in var.stack if isinstance(b.ffn, ExpertFFN))
+
+
+def _room(var: VAR, cond: Tensor, key: Any) -> Recording:
+    tok, dim = var.config.tokenizer, var.config.transformer.embed_dim
+    most = len(cond) * max(pn * pn for pn in tok.patch_nums)
+    # Ordinary tensors, also where sampling makes none: they are written again and again.
+    with torch.inference_mode(False):
+        x, logits = cond.new_empty(most * dim), cond.new_empty(most * tok.vocab_size)
+        return Recording(
+            key, torch.empty_like(cond), var.new_cache(len(cond)), x, logits, torch.cuda.graph_pool_handle()
+        )
