@@ -161,9 +161,9 @@ def profiles() -> str:
     return markdown(("GMAC per image", "own counter", "fvcore", "torch's flop_counter", "batch"), rows)
 
 
-def sparse_speed() -> str:
+def sparse_speed(file: str) -> str:
     """Compressed sampling beside dense."""
-    r = read("speed.json")
+    r = read(file)
     rows = [
         (
             key,
@@ -179,8 +179,9 @@ def sparse_speed() -> str:
     header = ("shape, dtype, batch", "what is left out, cost", "dense", "compressed", "speed-up", "efficiency")
     run = next(iter(r.values()))
     note = (
-        f"Time of the transformer per image, medians; speed-up: median, and range over the rounds; {run['device']}, "
-        f"{run['cpu_capability']}, torch {run['torch']}."
+        f"Time of the transformer per image, medians; speed-up: median, and range over the rounds; "
+        f"{', '.join([run['device'], *([run['cpu_capability']] if run['device'].startswith('cpu') else [])])}, "
+        f"torch {run['torch']}."
     )
     return markdown(header, rows) + "\n\n" + note
 
@@ -205,21 +206,27 @@ def ways() -> str:
     return markdown(("width, rows", "density", *names, "efficiency of `split`"), rows) + "\n\n" + note
 
 
-def dense_speed(file: str) -> str:
+def seconds(ms: float) -> str:
+    """Milliseconds in the unit that reads best."""
+    return f"{ms / 1e3:.2f} s" if ms >= 100 else f"{ms:.1f} ms"
+
+
+def dense_speed(*files: str) -> str:
     """Our dense sampling beside the published code's."""
-    r = read(file)
     rows = [
         (
-            f"{run['batch']}, {run['dtype']}",
-            f"{run['image']['published_ms'] / 1e3:.2f} s",
-            f"{run['image']['ours_ms'] / 1e3:.2f} s",
+            f"d{r['depth']}, {run['batch']}, {run['dtype']}",
+            *(seconds(run["image"][f"{who}_ms"]) for who in ("published", "ours")),
             *(f"{run[part]['speedup']:.2f}" for part in ("image", "transformer", "decoding")),
             f"{100 * run['equal_tokens']:.2f} %",
         )
+        for r in map(read, files)
         for run in r["runs"]
     ]
-    header = ("d16, batch, dtype", "published", "ours", "image", "transformer", "decoding", "equal tokens")
-    note = f"Time per image, medians of {r['repeats']}; {r['device']}, torch {r['torch']}."
+    header = ("shape, batch, dtype", "published", "ours", "image", "transformer", "decoding", "equal tokens")
+    r = read(files[0])
+    repeats = " and ".join(dict.fromkeys(str(read(file)["repeats"]) for file in files))
+    note = f"Time per image, medians of {repeats}; {r['device']}, torch {r['torch']}."
     return markdown(header, rows) + "\n\n" + note
 
 
@@ -339,7 +346,9 @@ def main() -> None:
     fill(results, "profiles", profiles())
     fill(results, "dense-speed", dense_speed("dense_speed.json"))
     fill(results, "dense-speed-avx2", dense_speed("dense_speed_avx2.json"))
-    fill(results, "sparse-speed", sparse_speed())
+    fill(results, "dense-speed-cuda", dense_speed("dense_speed_cuda.json", "dense_speed_cuda_d30.json"))
+    fill(results, "sparse-speed", sparse_speed("speed.json"))
+    fill(results, "sparse-speed-cuda", sparse_speed("speed_cuda.json"))
     fill(results, "ways", ways())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -17,21 +18,22 @@ class Played(graphs.Pass):
 
     def __init__(self, var: Any, cond: torch.Tensor, threshold: float | None, recording: Any) -> None:
         super().__init__(var, cond, threshold)
-        self.recording = recording
+        recording.player = weakref.ref(self)
 
 
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The key of every recording that is made, on a CPU that passes for a GPU."""
+    """The rows of every recording that is made, on a CPU that passes for a GPU."""
     made: list[Any] = []
 
-    def room(var: Any, cond: torch.Tensor, key: Any) -> graphs.Recording:
-        made.append(key)
+    def room(var: Any, cond: torch.Tensor) -> graphs.Recording:
+        made.append(len(cond))
         nothing: Any = None
-        return graphs.Recording(key, cond, nothing, cond, cond, nothing)
+        return graphs.Recording(cond, nothing, cond, cond, nothing)
 
     monkeypatch.setattr(graphs, "_recordable", lambda *_: True)
     monkeypatch.setattr(graphs, "_room", room)
+    monkeypatch.setattr(graphs, "_has_room", lambda *_: True)
     monkeypatch.setattr(graphs, "RecordedPass", Played)
     return made
 
@@ -54,8 +56,34 @@ def test_another_batch_size_or_threshold_is_another_pass(recordings: list[Any]) 
     for images, threshold in ((2, 0.0), (2, 0.0), (3, 0.0), (2, 0.0), (2, 0.1), (2, 0.1), (2, 0.1)):
         model.threshold = threshold
         sample(model, images)
-    # Three images came once, and did not cost the recording of two.
+    # Three images came once, and were not recorded.
     assert len(recordings) == 2
+
+
+@pytest.mark.parametrize(("most", "expected"), [(2, 2), (1, 6), (0, 0)])
+def test_two_thresholds_in_turn_are_both_kept_while_there_is_room(
+    most: int, expected: int, recordings: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_has_room", lambda var, _: len(graphs._passes[var].recordings) < most)
+    model = tiny_model(experts=True)
+    for threshold in (None, 0.0) * 3:
+        model.threshold = threshold
+        sample(model), sample(model)
+    assert len(recordings) == expected
+    model.threshold = 0.3
+    sample(model), sample(model)
+    assert len(graphs._passes[model.transformer].recordings) == most
+
+
+def test_a_pass_beside_another_does_without_its_recording(recordings: list[Any]) -> None:
+    model = tiny_model()
+    sample(model), sample(model)
+    with torch.inference_mode():
+        cond = model.transformer.class_emb(torch.tensor([0, 1, 3, 3]))
+        first, second = (graphs.begin(model.transformer, cond, None) for _ in range(2))
+        assert isinstance(first, Played) and not isinstance(second, Played)
+        del first
+        assert isinstance(graphs.begin(model.transformer, cond, None), Played)
 
 
 @pytest.mark.parametrize("change", ["dtype", "module", "parameter"])

@@ -61,7 +61,8 @@ WITHOUT_HOST = {"dense", "tiles"}
 
 def run(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     """``x`` (…, C) to (…, C) with the experts that are ``on`` (…, E, boolean)."""
-    return WAYS[way_for(ffn, on.shape[:-1].numel())](ffn, x, on)
+    rows = on.shape[:-1].numel()
+    return WAYS[way_for(ffn, rows)](ffn, x, on) if rows else x
 
 
 def forced() -> str:
@@ -169,7 +170,7 @@ def tiles(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     from actvar_cli.model.kernels.ffn import TILE
     from actvar_cli.model.kernels.tiles import tiles_of
 
-    return in_tiles(ffn, x, tiles_of(on.flatten(0, -2), TILE)) if len(x) else x
+    return in_tiles(ffn, x, tiles_of(on.flatten(0, -2), TILE))
 
 
 def in_tiles(ffn: ExpertFFN, x: Tensor, found: Tiles) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from actvar_cli.model.cache import KVCache
     from actvar_cli.model.counters import WorkCounter
     from actvar_cli.model.var import VAR
+
+
+MOST = 2
+"""Recordings of a model that are kept: enough to compare two thresholds in turn."""
 
 
 class Pass:
@@ -40,10 +44,9 @@ class Pass:
 class Recording:
     """Graphs of all scales, by scale and strength of guidance, with the memory that they read and write.
 
-    ``key`` is what a pass must have in common with it. ``x`` and ``logits`` are room for those of one scale.
+    ``x`` and ``logits`` are room for those of one scale.
     """
 
-    key: Any
     cond: Tensor
     cache: KVCache
     x: Tensor
@@ -52,6 +55,11 @@ class Recording:
     ada: list[Tensor] = field(default_factory=list)
     conditions: torch.cuda.CUDAGraph | None = None
     scales: dict[tuple[int, float | None], torch.cuda.CUDAGraph] = field(default_factory=dict)
+    player: ReferenceType[RecordedPass] | None = None
+
+    def is_playing(self) -> bool:
+        """Whether a pass of another thread is under way."""
+        return self.player is not None and self.player() is not None
 
 
 class RecordedPass(Pass):
@@ -59,6 +67,7 @@ class RecordedPass(Pass):
 
     def __init__(self, var: VAR, cond: Tensor, threshold: float | None, recording: Recording) -> None:
         self.var, self.threshold, self.recording = var, threshold, recording
+        recording.player = ref(self)
         recording.cond.copy_(cond)
         recording.cache.clear()
         if recording.conditions is None:
@@ -111,34 +120,36 @@ class _Watched:
 
 @dataclass
 class _Passes:
-    """What the last pass of a model was like, and the recording that there is."""
+    """What the last pass of a model was like, and the recordings that there are, the one played last at the end."""
 
     watched: _Watched
-    key: Any = None
-    recording: Recording | None = None
+    last: Any = None
+    recordings: dict[Any, Recording] = field(default_factory=dict)
 
 
 _passes: WeakKeyDictionary[VAR, _Passes] = WeakKeyDictionary()
 
 
 def begin(var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> Pass:
-    """A pass for ``cond``; from a recording if the last one was the same but for the numbers in ``cond``."""
+    """A pass for ``cond``; from a recording if one like it, whatever numbers ``cond`` held, was recorded or came last."""
     if counter or not _recordable(var, cond, threshold):
         return Pass(var, cond, threshold, counter)
     passes = _passes.get(var)
     if passes is None or not passes.watched.is_same():
         passes = _passes[var] = _Passes(_Watched(var))
     key = cond.shape, threshold, dispatch.forced(), torch.is_inference_mode_enabled()
-    again, passes.key = passes.key == key, key
-    recorded = passes.recording is not None and passes.recording.key == key
-    if passes.watched.hooked() or not (again or recorded):
+    again, passes.last = passes.last == key, key
+    recording = passes.recordings.pop(key, None)
+    if recording is None and again and not passes.watched.hooked():
+        while len(passes.recordings) >= MOST or (passes.recordings and not _has_room(var, cond)):
+            del passes.recordings[next(iter(passes.recordings))]
+        recording = _room(var, cond) if _has_room(var, cond) else None
+    if recording is None:
         return Pass(var, cond, threshold)
-    if not recorded:
-        # The old one's memory first.
-        passes.recording = None
-        passes.recording = _room(var, cond, key)
-    assert passes.recording is not None
-    return RecordedPass(var, cond, threshold, passes.recording)
+    passes.recordings[key] = recording
+    if passes.watched.hooked() or recording.is_playing():
+        return Pass(var, cond, threshold)
+    return RecordedPass(var, cond, threshold, recording)
 
 
 def _recordable(var: VAR, cond: Tensor, threshold: float | None) -> bool:
@@ -153,12 +164,20 @@ def _recordable(var: VAR, cond: Tensor, threshold: float | None) -> bool:
     return all(dispatch.way_for(b.ffn, 1) in dispatch.WITHOUT_HOST for b in var.stack if isinstance(b.ffn, ExpertFFN))
 
 
-def _room(var: VAR, cond: Tensor, key: Any) -> Recording:
+def _has_room(var: VAR, cond: Tensor) -> bool:
+    """Whether a GPU's memory has room for twice what keys, values and logits of a recording take."""
+    tok, arch = var.config.tokenizer, var.config.transformer
+    cached = 2 * arch.depth * tok.num_tokens * arch.embed_dim * var.cache_dtype.itemsize
+    logits = max(pn * pn for pn in tok.patch_nums) * tok.vocab_size * cond.element_size()
+    free = torch.cuda.mem_get_info(cond.device)[0]
+    unused = torch.cuda.memory_reserved(cond.device) - torch.cuda.memory_allocated(cond.device)
+    return 2 * len(cond) * (cached + logits) < free + unused
+
+
+def _room(var: VAR, cond: Tensor) -> Recording:
     tok, dim = var.config.tokenizer, var.config.transformer.embed_dim
     most = len(cond) * max(pn * pn for pn in tok.patch_nums)
     # Ordinary tensors, also where sampling makes none: they are written again and again.
     with torch.inference_mode(False):
         x, logits = cond.new_empty(most * dim), cond.new_empty(most * tok.vocab_size)
-        return Recording(
-            key, torch.empty_like(cond), var.new_cache(len(cond)), x, logits, torch.cuda.graph_pool_handle()
-        )
+        return Recording(torch.empty_like(cond), var.new_cache(len(cond)), x, logits, torch.cuda.graph_pool_handle())

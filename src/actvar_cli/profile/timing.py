@@ -28,15 +28,20 @@ def in_turn(
     progress: Progress,
     label: str = "measuring time",
 ) -> dict[str, Measured]:
-    """Call every way once to warm up, then once per repeat with the repeat's number.
+    """Call every way to warm up, then once per repeat with the repeat's number.
 
     Taking turns, in reversed order every second time, spreads whatever else the machine does evenly over the ways.
     """
     measured = {name: Measured() for name in ways}
     with progress.task(label, (repeats + 1) * len(ways)) as task:
-        for way in ways.values():
-            way(0)
+        for name, way in ways.items():
+            measured[name].peak_bytes = _peak(way, device)
             task.advance()
+        if device.type == "cuda":
+            # What a GPU is asked for twice in a row is recorded (`model.graphs`).
+            for way in ways.values():
+                way(0)
+                way(0)
         for repeat in range(repeats):
             for name, way in list(ways.items())[:: -1 if repeat % 2 else 1]:
                 _measure(measured[name], way, repeat, device)
@@ -44,13 +49,19 @@ def in_turn(
     return measured
 
 
+def _peak(way: Callable[[int], object], device: torch.device) -> int | None:
+    """Call ``way``, and say what it took of the device's memory at most."""
+    if device.type != "cuda":
+        way(0)
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    way(0)
+    return torch.cuda.max_memory_allocated(device)
+
+
 def _measure(into: Measured, way: Callable[[int], object], repeat: int, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     synchronise(device)
     started = time.perf_counter()
     way(repeat)
     synchronise(device)
     into.seconds.append(time.perf_counter() - started)
-    if device.type == "cuda":
-        into.peak_bytes = max(into.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
