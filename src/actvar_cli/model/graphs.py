@@ -131,7 +131,7 @@ _passes: WeakKeyDictionary[VAR, _Passes] = WeakKeyDictionary()
 
 
 def begin(var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> Pass:
-    """A pass for ``cond``; from a recording if one like it, whatever numbers ``cond`` held, was recorded or came last."""
+    """A pass for ``cond``; from a recording if one like it, but for these numbers, was recorded or came last."""
     if counter or not _recordable(var, cond, threshold):
         return Pass(var, cond, threshold, counter)
     passes = _passes.get(var)
