@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SHORT = 256
 """Sequences up to this length are attended with plain products where gradients are needed on a CPU."""
 
+LONGEST = math.log(100.0)
+"""The logarithm of the most that normalised queries are multiplied by."""
+
 SPARE = 32
 """Queries that a row may be filled up with: attending them takes as long as copying the row's keys and values."""
 
@@ -58,7 +61,7 @@ class SelfAttention(nn.Module):
 
     def _gain(self) -> Tensor:
         """What the normalised queries of every head are multiplied by, (H, 1)."""
-        return self.scale_mul_1H11[0, :, 0].clamp_max(math.log(100.0)).exp()
+        return self.scale_mul_1H11[0, :, 0].clamp_max(LONGEST).exp()
 
     def _queries(self, q: Tensor) -> Tensor:
         """``q`` (…, H, d) at the length that its head wants."""

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actvar_cli.model.attention import LONGEST
+
 
 @triton.jit
 def _adaln(x, gain, by_gain, update, keep, other, stand_in, scale, shift, by_scale, total, out, tokens, eps, C: tl.constexpr, W: tl.constexpr, SUM: tl.constexpr, PICK: tl.constexpr):  # fmt: skip  # noqa: E501
@@ -71,10 +73,6 @@ def sum_adaln(
     return total, out
 
 
-LONGEST = 4.605170185988092
-"""The logarithm of 100, the most that queries are multiplied by."""
-
-
 @triton.jit
 def _heads(query, by_query, pair, by_pair, q_bias, v_bias, gain, queries, keys, values, tokens, first, by_row, by_head, most, H: tl.constexpr, HW: tl.constexpr, D: tl.constexpr, DW: tl.constexpr, NORM: tl.constexpr):  # fmt: skip  # noqa: E501
     token = tl.program_id(0).to(tl.int64)
@@ -109,7 +107,7 @@ def split_heads(
     """Queries (R, l, H, d) of ``q`` (R, l, H d); keys and values of ``kv`` (R, l, 2 H d) go to (R, H, L, d) each.
 
     They get the positions from ``first`` on. Biases (H d,) are added. With ``gain``, the logarithm of the length that
-    the queries of each head are brought to, (H,), up to `LONGEST`, keys are brought to length 1.
+    the queries of each head are brought to, (H,), up to `attention.LONGEST`, keys are brought to length 1.
     """
     (rows, tokens, _), (_, heads, _, dim) = q.shape, keys.shape
     queries = q.new_empty(rows, tokens, heads, dim)
