@@ -12,6 +12,7 @@ from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.kernels import block, usable
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR
+from actvar_cli.profile.parts import Clock
 from tests.model.test_var import random_rows, walk
 from tests.tiny import tiny_model
 
@@ -116,3 +117,15 @@ def test_widths_that_do_not_fit() -> None:
     assert usable.fits(config, 4)
     assert not usable.fits(config, 16)
     assert not usable.fits(config.model_copy(update={"embed_dim": 40}))
+
+
+def test_a_clock_sees_the_same_parts(calls: list[int]) -> None:
+    parts = []
+    for model in (tiny_model(experts=True, token_gate=True), low({"experts": True, "token_gate": True})):
+        model.threshold = 0.0
+        clock = Clock(model)
+        with clock.watching():
+            model.sample([0], seed=1)
+        parts.append(set(clock.parts))
+    assert calls
+    assert parts[0] == parts[1]

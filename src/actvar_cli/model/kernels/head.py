@@ -34,9 +34,9 @@ def logits(
     The rest as in `VAR.logits`. The product is done in TF32.
     """
     scale, shift = torch.stack(var.head_nm.condition(cond, strength)).unbind()
-    h = sum_adaln(x, update, scale + 1, shift, var.head_nm.eps, torch.float32)[1].flatten(0, 1)
-    if out is None:
-        out = x.new_empty(*x.shape[:-1], len(var.head.weight), dtype=torch.float32)
+    h = sum_adaln(x, update, scale + 1, shift, var.head_nm.eps, torch.float32)[1]
     with tf32():
-        torch.addmm(var.head.bias, h, var.head.weight.T, out=out.flatten(0, 1))
+        if out is None:
+            return var.head(h)  # type: ignore[no-any-return]
+        torch.addmm(var.head.bias, h.flatten(0, 1), var.head.weight.T, out=out.flatten(0, 1))
     return out
