@@ -170,15 +170,19 @@ def tiles(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     from actvar_cli.model.kernels.ffn import TILE
     from actvar_cli.model.kernels.tiles import tiles_of
 
-    return in_tiles(ffn, x, tiles_of(on.flatten(0, -2), TILE))
+    return _in_tiles(ffn, x, tiles_of(on.flatten(0, -2), TILE), ffn.expert_mean)
 
 
-def in_tiles(ffn: ExpertFFN, x: Tensor, found: Tiles) -> Tensor:
-    """The FFN of tokens that are in tiles already."""
+def whole(ffn: ExpertFFN, x: Tensor, picked: Tiles) -> Tensor:
+    """All experts of the tokens that were ``picked`` by a token gate; the others may become anything."""
+    return _in_tiles(ffn, x, picked, None)
+
+
+def _in_tiles(ffn: ExpertFFN, x: Tensor, found: Tiles, means: Tensor | None) -> Tensor:
     from actvar_cli.model.kernels.ffn import tiled_ffn
 
     layers = ffn.fc1.weight, ffn.fc1.bias, ffn.fc2.weight, ffn.fc2.bias
-    return tiled_ffn(x.to(ffn.fc1.weight.dtype).flatten(0, -2), found, *layers, ffn.expert_mean).view_as(x)
+    return tiled_ffn(x.to(ffn.fc1.weight.dtype).flatten(0, -2), found, *layers, means).view_as(x)
 
 
 WAYS: dict[str, Callable[[ExpertFFN, Tensor, Tensor], Tensor]] = {

@@ -66,7 +66,7 @@ class ExpertFFN(FFN):
         if on is None:
             return super().forward(x)
         if not isinstance(on, Tensor):
-            return dispatch.in_tiles(self, x, on)
+            return dispatch.whole(self, x, on)
         return dispatch.run(self, x, on) if on.dtype == torch.bool else self.masked(x, on)
 
     def masked_hidden(self, x: Tensor, on: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ def layers(ffn: ExpertFFN) -> tuple[Tensor, ...]:
 
 
 def routes(rows: int, experts: int = EXPERTS) -> Tensor:
-    """Some experts hardly ever on, one never, one always."""
-    densities = torch.tensor([0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 0.97, 1.0])[-experts:]
+    """Some experts hardly ever on, one never, one always; a single one now and then."""
+    densities = torch.tensor([0.0, 0.02, 0.1, 0.9, 0.97, 1.0, 0.5, 0.2])[-experts:]
     return torch.rand(rows, experts, generator=torch.Generator().manual_seed(1)) < densities
 
 
@@ -51,7 +51,7 @@ def test_one_choice_computes_the_tokens_that_were_chosen() -> None:
     ffn, keep, x = random_ffn(), torch.rand(200) < 0.4, torch.randn(200, DIM)
     tiles = tiles_of(keep.unsqueeze(1), 32)
     assert tiles.counts.tolist() == [1] * -(-int(keep.sum()) // 32) + [0] * (7 - -(-int(keep.sum()) // 32))
-    torch.testing.assert_close(tiled_ffn(x, tiles, *layers(ffn))[keep], ffn(x)[keep], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiled_ffn(x, tiles, *layers(ffn)[:4])[keep], ffn(x)[keep], atol=1e-5, rtol=1e-4)
     made = picked_linear(x, tiles, ffn.fc1.weight, ffn.fc1.bias)
     torch.testing.assert_close(made[keep], (x @ ffn.fc1.weight.T + ffn.fc1.bias)[keep], atol=1e-5, rtol=1e-4)
 

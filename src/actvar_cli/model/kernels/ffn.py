@@ -58,12 +58,12 @@ def _first(x, w, b, out, order, bits, listed, counts, N, C, WIDTH: tl.constexpr,
 
 
 @triton.jit
-def _second(hidden, w, b, means, out, order, bits, listed, counts, N, C, WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip  # noqa: E501
+def _second(hidden, w, b, means, out, order, bits, listed, counts, N, C, WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr, MEANS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip  # noqa: E501
     PER: tl.constexpr = WIDTH // K
     blocks = tl.cdiv(C, COLS)
     tile, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     count, experts = tl.load(counts + tile), tl.load(listed + tile)
-    if (E > 1) | (count > 0):
+    if MEANS | (count > 0):
         total = tl.zeros((M, COLS), tl.float32)
         for step in range(0, count * PER):
             expert = ((experts >> (4 * (step // PER))) & 15).to(tl.int32)
@@ -74,7 +74,7 @@ def _second(hidden, w, b, means, out, order, bits, listed, counts, N, C, WIDTH: 
         column = block * COLS + tl.arange(0, COLS)
         inside = column < C
         total += tl.load(b + column, inside, other=0.0).to(tl.float32)[None, :]
-        if E > 1:
+        if MEANS:
             wants = tl.load(bits + place, place < N, other=0)
             for e in tl.static_range(E):
                 mean = tl.load(means + e * C + column, inside, other=0.0)
@@ -122,11 +122,14 @@ def picked_linear(x: Tensor, tiles: Tiles, w: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def tiled_ffn(x: Tensor, tiles: Tiles, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, means: Tensor) -> Tensor:
+def tiled_ffn(
+    x: Tensor, tiles: Tiles, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, means: Tensor | None = None
+) -> Tensor:
     """What an FFN makes of ``x`` (N, C): (N, C), in the type of ``x``.
 
-    ``w1`` (F, C), ``b1`` (F,), ``w2`` (C, F) and ``b2`` (C,) are of that type, ``means`` (E, C) float32. With ``tiles``
-    of one choice, all experts are computed of the tokens that were chosen, and the others' rows may hold anything.
+    ``w1`` (F, C), ``b1`` (F,), ``w2`` (C, F) and ``b2`` (C,) are of that type. ``means`` (E, C), float32, stand in for
+    the experts that a token does not want. Without them ``tiles`` are of one choice: all is computed of the tokens that
+    were chosen, and the others' rows may hold anything.
     """
     (rows, dim), units, experts = x.shape, len(w1), tiles.choices
     width, cut = units // experts, _cut(x, tiles, dim, units // experts)
@@ -138,7 +141,14 @@ def tiled_ffn(x: Tensor, tiles: Tiles, w1: Tensor, b1: Tensor, w2: Tensor, b2: T
         tiled(gathered(x, tiles), tiles.size, step), tiled(w1, columns, step), b1, hidden, *routes, HIDDEN=True, **shape
     )
     _second[(len(tiles.counts) * triton.cdiv(dim, columns),)](
-        tiled(hidden, tiles.size, step), tiled(w2, columns, step), b2, means, out, *routes, **shape
+        tiled(hidden, tiles.size, step),
+        tiled(w2, columns, step),
+        b2,
+        b2 if means is None else means,
+        out,
+        *routes,
+        MEANS=means is not None,
+        **shape,
     )
     return out
 
