@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,20 @@ def test_gradients_too() -> None:
     with torch.no_grad():
         assert usable.preferred(torch.ones(2, dtype=torch.float16))
         assert not usable.preferred(torch.ones(2))
+
+
+def test_a_machine_where_triton_cannot_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gcc").touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert usable.can_build.__wrapped__()
+    monkeypatch.setenv("PATH", "")
+    assert not usable.can_build.__wrapped__()
+    monkeypatch.setenv("CC", "cc")
+    (tmp_path / "Python.h").unlink()
+    assert not usable.can_build.__wrapped__()
 
 
 def test_widths_that_do_not_fit() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,12 +33,21 @@ def usable(x: Tensor) -> bool:
     if not x.is_cuda:
         return INTERPRETED
     index = x.get_device()
-    return index == torch.cuda.current_device() and _new_enough(index) and not torch.is_autocast_enabled("cuda")
+    if index != torch.cuda.current_device() or torch.is_autocast_enabled("cuda"):
+        return False
+    return _new_enough(index) and can_build()
 
 
 def preferred(x: Tensor) -> bool:
     """Whether they should: of float32 a GPU's kernels would make fewer bits, or take long."""
     return x.element_size() == 2 and usable(x)
+
+
+@cache
+def can_build() -> bool:
+    """Whether Triton finds what it builds the starters of its kernels with: a C compiler, and Python's headers."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 
 @cache
