@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.errors import InputError, did_you_mean
-from actvar_cli.model.kernels.usable import UNIT, preferred, usable
+from actvar_cli.model.kernels.usable import MOST_EXPERTS, UNIT, preferred, usable
 
 if TYPE_CHECKING:
     from actvar_cli.model.experts import ExpertFFN
@@ -166,7 +166,8 @@ def grouped(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
 def tiles(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     """In tiles of tokens that want about the same experts, by kernels for GPUs."""
     if not ffn.fits_kernels or not usable(ffn.fc1.weight):
-        raise InputError(f"{VARIABLE}: 'tiles' needs an NVIDIA GPU, Triton, and widths that are multiples of {UNIT}")
+        needs = f"an NVIDIA GPU, Triton, at most {MOST_EXPERTS} experts, and widths that are multiples of {UNIT}"
+        raise InputError(f"{VARIABLE}: 'tiles' needs {needs}")
     from actvar_cli.model.kernels.ffn import TILE
     from actvar_cli.model.kernels.tiles import tiles_of
 
