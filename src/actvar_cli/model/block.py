@@ -16,7 +16,7 @@ from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.dispatch import is_exact
 from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
-from actvar_cli.model.kernels.usable import fits, preferred
+from actvar_cli.model.kernels.usable import preferred
 from actvar_cli.model.router import router_of, straight_through
 from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update, previous_updates
 
@@ -88,13 +88,15 @@ class TeacherForced:
 class Sampling:
     """One scale of sampling: keys and values in ``cache``; what is not needed is skipped for real.
 
-    ``update`` is what is still to be added to the tokens, where kernels do it with the next AdaLN.
+    With ``kernels`` all blocks are computed by those for GPUs; ``update`` is what is still to be added to the tokens,
+    which they do with the next AdaLN.
     """
 
     cache: KVCache
     scale: int
     threshold: float | None = None
     counter: WorkCounter | None = None
+    kernels: bool = False
     update: Update | None = None
 
 
@@ -116,7 +118,6 @@ class Block(nn.Module):
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, arch.embed_dim) / arch.embed_dim**0.5)
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
-        self.fits_kernels = fits(arch, config.experts_in(index) if config.experts else 1)
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
         self.from_previous = self.skips_attention = False
         if config.token_gate and self.gated_scales:
@@ -145,15 +146,15 @@ class Block(nn.Module):
         """``x`` (R, l, C), ``ada`` (R, 6, C) from `condition`; (R, 6, l, C) where it differs by position."""
         if isinstance(context, TeacherForced):
             return self._teacher_forced(x, ada, context)
-        if context.counter is None and self.by_kernels():
+        if context.kernels:
             from actvar_cli.model.kernels import block
 
             return block.sample(self, x, ada, context)
         return self._sample(x, ada, context)
 
     def by_kernels(self) -> bool:
-        """Whether sampling is done by the kernels for GPUs."""
-        return self.fits_kernels and not is_exact() and preferred(self.attn.q_bias)
+        """Whether the kernels for GPUs can sample this block, where it is."""
+        return self.ffn.fits_kernels and not is_exact() and preferred(self.attn.q_bias)
 
     def _teacher_forced(self, x: Tensor, ada: Tensor, context: TeacherForced) -> Tensor:
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)

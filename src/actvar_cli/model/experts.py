@@ -30,6 +30,7 @@ class FFN(nn.Module):
         super().__init__()
         self.fc1 = Linear(config.embed_dim, config.hidden_dim)
         self.fc2 = Linear(config.hidden_dim, config.embed_dim)
+        self.fits_kernels = fits(config)
 
     def hidden(self, x: Tensor) -> Tensor:
         """What the second layer reads, (…, hidden), in the type of the weights."""

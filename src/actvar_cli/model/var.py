@@ -106,8 +106,8 @@ class VAR(nn.Module):
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
 
     def by_kernels(self) -> bool:
-        """Whether sampling is done by the kernels for GPUs."""
-        return self.stack[0].by_kernels()
+        """Whether sampling is done by the kernels for GPUs: all of it, since each block leaves the next one a sum."""
+        return all(block.by_kernels() for block in self.stack)
 
     def gated_positions(self) -> Tensor:
         """Which positions (L,) of the sequence belong to a scale with a token gate."""
@@ -215,12 +215,12 @@ class VAR(nn.Module):
         """
         cache.begin_scale(x.shape[1])
         cut = None if threshold is None else threshold - self.config.scale_offsets[scale]
-        context = Sampling(cache, scale, cut, counter)
+        context = Sampling(cache, scale, cut, counter, kernels=counter is None and self.by_kernels())
         if strength is not None:
             x = x + strength * self.guidance.scales[scale]
         for block, parameters in zip(self.blocks, ada, strict=True):
             x = block(x, blend(parameters, strength), context)
-        if counter is None and self.by_kernels():
+        if context.kernels:
             from actvar_cli.model.kernels.head import logits
 
             return logits(self, x, context.update, cond, strength, out)

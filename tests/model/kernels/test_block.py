@@ -106,6 +106,16 @@ def test_what_is_counted_or_float32_is_left_to_torch(calls: list[int]) -> None:
     assert not calls
 
 
+@torch.no_grad()
+def test_one_block_that_does_not_fit_leaves_all_to_torch(calls: list[int]) -> None:
+    kind = {"experts": (4, 32)}
+    exact = tiny_model(**kind)
+    labels, tokens = random_rows(exact)
+    expected = walk(exact, labels, tokens, 0.0, WorkCounter(exact.config))
+    torch.testing.assert_close(walk(low(kind), labels, tokens, 0.0, None), expected, atol=5e-3, rtol=1e-2)
+    assert not calls
+
+
 def test_gradients_too() -> None:
     assert not usable.usable(torch.ones(2, dtype=torch.float16))
     with torch.no_grad():
