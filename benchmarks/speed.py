@@ -56,26 +56,10 @@ def draw(model: ActVAR, labels: Tensor, seed: int) -> None:
     model.sample_tokens(labels, seed=seed)
 
 
-def peak(model: ActVAR, labels: Tensor) -> int | None:
-    """Bytes of a GPU that sampling with ``model`` takes, its transformer included, whatever else is there.
-
-    Twice: what is recorded on a GPU is recorded at the second time.
-    """
-    gpu = model.device.type == "cuda"
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    for _ in range(2):
-        model.sample_tokens(labels, seed=0)
-    weights = sum(p.numel() * p.element_size() for p in model.transformer.parameters())
-    return torch.cuda.max_memory_allocated() - before + weights if gpu else None
-
-
 def measure(dense: ActVAR, batch: int, repeats: int, costs: Sequence[float]) -> Iterator[dict[str, Any]]:
     """Experts alone and token gates alone at each cost, each in turn with dense sampling."""
     rows, device = 2 * batch, dense.device
     labels = balanced_labels(batch, dense.config.transformer.num_classes).to(device)
-    memory = {"dense": peak(dense, labels)}
     for kind, sparse, drawn in (("experts", experts_in, student_scores), ("token gates", gates_in, even_scores)):
         scores = drawn(dense.config, rows, 0, device)
         for asked in costs:
@@ -84,7 +68,6 @@ def measure(dense: ActVAR, batch: int, repeats: int, costs: Sequence[float]) -> 
             decide(model, scores, threshold_for(model.config, scores, batch, asked))
             counter = WorkCounter(model.config)
             model.sample_tokens(labels, seed=0, counter=counter)
-            memory["sparse"] = peak(model, labels)
             ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}
             label = f"{kind} at {asked:g}, batch {batch}"
             measured = in_turn(ways, repeats=repeats, device=device, progress=PrintedProgress(), label=label)
@@ -101,7 +84,7 @@ def measure(dense: ActVAR, batch: int, repeats: int, costs: Sequence[float]) -> 
                 "slowest": min(ratios),
                 "fastest": max(ratios),
                 "efficiency": statistics.median(ratios) * counter.cost,
-                "peak_bytes": dict(memory),
+                "peak_bytes": {name: of.peak_bytes for name, of in measured.items()},
             }
 
 

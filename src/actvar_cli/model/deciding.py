@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,12 +11,12 @@ from actvar_cli.model.kernels.usable import preferred
 from actvar_cli.model.products import Linear
 
 
-class Decider(nn.Module):
+class Decider(nn.Module, ABC):
     """Scores tokens (…, C), or the experts of each."""
 
+    @abstractmethod
     def score(self, x: Tensor, *scale: Any) -> Tensor:
         """The scores of ``x``, and nothing else."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, *scale: Any, above: float | None = None) -> Tensor:
         """`score` of ``x``, or which of them exceed ``above``; ``scale`` where it matters."""

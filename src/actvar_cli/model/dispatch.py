@@ -34,6 +34,9 @@ GATHER, MASK = 60, 12
 TILES_FROM = 2**34
 """Multiplications of one layer from which a GPU takes `tiles`: below, sorting tokens takes longer than it saves."""
 
+WITHOUT_HOST = {"dense", "tiles"}
+"""Ways that a GPU takes without the host having to know how many tokens want what."""
+
 _grouped_mm = F.grouped_mm if hasattr(F, "grouped_mm") else torch._grouped_mm
 
 _exact = False
@@ -53,10 +56,6 @@ def exactly() -> Iterator[None]:
 def is_exact() -> bool:
     """Whether work is being counted, see `exactly`."""
     return _exact
-
-
-WITHOUT_HOST = {"dense", "tiles"}
-"""Ways that a GPU takes without the host having to know how many tokens want what."""
 
 
 def run(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:

@@ -132,24 +132,28 @@ _passes: WeakKeyDictionary[VAR, _Passes] = WeakKeyDictionary()
 
 def begin(var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> Pass:
     """A pass for ``cond``; from a recording if one like it, but for these numbers, was recorded or came last."""
-    if counter or not _recordable(var, cond, threshold):
-        return Pass(var, cond, threshold, counter)
+    recording = None if counter or not _recordable(var, cond, threshold) else _recording(var, cond, threshold)
+    return RecordedPass(var, cond, threshold, recording) if recording else Pass(var, cond, threshold, counter)
+
+
+def _recording(var: VAR, cond: Tensor, threshold: float | None) -> Recording | None:
+    """What a pass is to be played from, or recorded into."""
     passes = _passes.get(var)
     if passes is None or not passes.watched.is_same():
         passes = _passes[var] = _Passes(_Watched(var))
     key = cond.shape, threshold, dispatch.forced(), torch.is_inference_mode_enabled()
     again, passes.last = passes.last == key, key
+    if passes.watched.hooked():
+        return None
     recording = passes.recordings.pop(key, None)
-    if recording is None and again and not passes.watched.hooked():
+    if recording is None and again:
         while len(passes.recordings) >= MOST or (passes.recordings and not _has_room(var, cond)):
             del passes.recordings[next(iter(passes.recordings))]
         recording = _room(var, cond) if _has_room(var, cond) else None
     if recording is None:
-        return Pass(var, cond, threshold)
+        return None
     passes.recordings[key] = recording
-    if passes.watched.hooked() or recording.is_playing():
-        return Pass(var, cond, threshold)
-    return RecordedPass(var, cond, threshold, recording)
+    return None if recording.is_playing() else recording
 
 
 def _recordable(var: VAR, cond: Tensor, threshold: float | None) -> bool:

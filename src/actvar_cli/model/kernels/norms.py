@@ -31,12 +31,12 @@ def _adaln(x, gain, by_gain, update, keep, other, stand_in, scale, shift, by_sca
         value = tl.load(other + here, inside, other=0.0).to(tl.float32)
         value += tl.load(stand_in + here, inside, other=0.0).to(tl.float32)
     if SUM:
-        tl.store(total + token * C + at, value.to(total.dtype.element_ty), inside)
+        tl.store(total + here, value.to(total.dtype.element_ty), inside)
     centred = tl.where(inside, value - tl.sum(value) / C, 0.0)
     normal = centred * tl.rsqrt(tl.sum(centred * centred) / C + eps)
     made = normal * tl.load(scale + row * by_scale + at, inside, other=0.0)
     made += tl.load(shift + row * by_scale + at, inside, other=0.0)
-    tl.store(out + token * C + at, made.to(out.dtype.element_ty), inside)
+    tl.store(out + here, made.to(out.dtype.element_ty), inside)
 
 
 @dataclass
