@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,14 +15,15 @@ from actvar_cli.model.counters import WorkCounter, dense_macs, ffn_macs, router_
 from actvar_cli.model.sampling import ActVAR, balanced_labels
 from actvar_cli.progress import Progress
 
-TOLERANCE = 0.002
-"""How near to its budget a measured cost must be for its threshold to be taken."""
+ROUGH_IMAGES, ROUGH_TOLERANCE, ROUGH_TRIALS = 24, 0.01, 10
+"""Images that are sampled to find about which threshold costs what; how near to a budget, as a share of it, the cost of
+one must be to be taken; and how many measurements that may take."""
 
-IMAGES = 24
-"""Images that a measurement of the cost samples, where they do not take long."""
+SURE_IMAGES, SURE_TOLERANCE, SURE_TRIALS = 128, 0.002, 3
+"""The same for what a threshold costs in the end: on few images, chance alone is half a percent."""
 
-TRIALS = 10
-"""Measurements that finding the threshold of one budget may take."""
+APART = 0.15
+"""How far from two thresholds that were measured the next one is, as a share of what lies between them."""
 
 Cost = Callable[[float], float]
 """The cost at a threshold."""
@@ -103,17 +105,24 @@ class CostCurve:
         low, high = self.span
         return self.at(high) < budget < self.at(low)
 
-    def solve(self, budget: float) -> float:
-        """The threshold that is expected to cost ``budget``, kept off those that were measured already."""
+    def solve(self, budget: float, apart: float = 0.0) -> float:
+        """The threshold that is expected to cost ``budget``, kept ``apart`` from those measured around it."""
         low = max((t for t, c in self.seen.items() if c >= budget), default=self.span[0])
         high = min((t for t, c in self.seen.items() if t > low and c < budget), default=self.span[1])
         ends = low, high
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if self.at(middle) >= budget else (low, middle)
-        # Off the ends, so that both sides close in where the curve is bent.
-        margin = 0.15 * (ends[1] - ends[0]) if all(end in self.seen for end in ends) else 0.0
+        margin = apart * (ends[1] - ends[0]) if all(end in self.seen for end in ends) else 0.0
         return min(max(low, ends[0] + margin), ends[1] - margin)
+
+    def find(self, budget: float, tolerance: float, trials: int) -> float:
+        """The measured threshold nearest to ``budget``, after so many more measurements as it takes to come near."""
+        for _ in range(trials):
+            # Apart, so that both sides close in where the curve is bent.
+            if abs(self.cost(self.solve(budget, APART)) - budget) < tolerance * budget:
+                break
+        return min(self.seen, key=lambda t: abs(self.seen[t] - budget))
 
 
 def calibrate_dials(
@@ -124,33 +133,27 @@ def calibrate_dials(
     seed: int,
     progress: Progress,
     guess: Cost | None = None,
-    images: int = IMAGES,
-    ends_only: bool = False,
+    images: int = SURE_IMAGES,
 ) -> tuple[Dial, ...]:
     """Find, for each budget that can be reached, the threshold at which real sampling costs just that.
 
-    Every trial samples ``images`` images. A budget takes at most `TRIALS` of them; with ``ends_only``, the lowest and
-    the highest take one each, and what lies between is interpolated. ``span`` brackets the thresholds, ``guess`` tells
-    the cost before anything was measured.
+    What costs about that, a few images tell, what just that, then ``images``; these few, they are all there is.
+    ``span`` brackets the thresholds. With a ``guess``, which tells the cost before anything was measured, only the
+    lowest, the highest and one between are measured, and the rest follows.
     """
-    curve = CostCurve(lambda t: measured_cost(model, t, images=images, seed=seed), span, guess)
-    dials: list[Dial] = []
-    with progress.task("calibrating budgets", len(budgets)) as task:
-        if ends_only:
-            for budget in (min(budgets), max(budgets)):
-                if curve.reaches(budget):
-                    curve.cost(curve.solve(budget))
-        for budget in sorted(budgets):
-            if not curve.reaches(budget):
-                task.advance(note=f"{budget:g} out of reach")
-                continue
-            threshold = curve.solve(budget)
-            if not ends_only:
-                for _ in range(TRIALS):
-                    if abs(curve.cost(threshold) - budget) < TOLERANCE:
-                        break
-                    threshold = curve.solve(budget)
-                threshold = min(curve.seen, key=lambda t: abs(curve.seen[t] - budget))
-            dials.append(Dial(budget=budget, threshold=threshold, cost=curve.at(threshold)))
-            task.advance(note=f"{budget:g}")
-    return tuple(dials)
+    budgets = sorted(budgets)
+    measured = budgets if guess is None else sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]})
+    last = images, SURE_TOLERANCE, SURE_TRIALS if guess is None else 1
+    rounds = [(ROUGH_IMAGES, ROUGH_TOLERANCE, ROUGH_TRIALS), last] if images > ROUGH_IMAGES else [last]
+    curve = guess
+    with progress.task("calibrating budgets", len(rounds) * len(measured)) as task:
+        for sampled, tolerance, trials in rounds:
+            costs, found = CostCurve(partial(measured_cost, model, images=sampled, seed=seed), span, curve), {}
+            for budget in measured:
+                if reached := costs.reaches(budget):
+                    found[budget] = costs.find(budget, tolerance, trials)
+                task.advance(note=f"{budget:g}" if reached else f"{budget:g} out of reach")
+            curve = costs.at
+    if guess is not None:
+        found = {budget: costs.solve(budget) for budget in budgets if costs.reaches(budget)}
+    return tuple(Dial(budget=b, threshold=found[b], cost=costs.at(found[b])) for b in budgets if b in found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import IMAGES, calibrate_dials, predicted_cost
+from actvar_cli.convert.calibration import SURE_IMAGES, calibrate_dials, predicted_cost
 from actvar_cli.convert.grouping import group_neurons
 from actvar_cli.convert.recording import FFNRecord, Recorder, TeacherSamples, draw_samples, quick_calibration
 from actvar_cli.convert.regression import fit_perceptron, log_ratio
@@ -187,7 +187,7 @@ def convert(
         raise ActvarError(f"with all experts on, a logit differs by {difference:.2e}, more than {TOLERANCE:g}")
     del before
     return_memory()
-    few = affordable_images(student.config, IMAGES)
+    few = affordable_images(student.config, SURE_IMAGES)
     dials = calibrate_dials(
         student,
         BUDGETS,
@@ -195,8 +195,7 @@ def convert(
         seed=seed,
         progress=progress,
         guess=predicted_cost(student.config, scores, recorder.scales),
-        images=few if few == IMAGES else few // 4,
-        ends_only=few < IMAGES,
+        images=few if few == SURE_IMAGES else few // 4,
     )
     student.config = student.transformer.config = student.config.model_copy(update={"dials": dials})
     if any(d.budget == DEFAULT_BUDGET for d in dials):
