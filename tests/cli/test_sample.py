@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 import actvar_cli
+from actvar_cli.model import cache
+from actvar_cli.weights.artefact import read_config
 from tests.cli.conftest import Actvar
 
 
@@ -58,6 +61,9 @@ def test_seeds_batches_and_options_change_what_they_should(actvar: Actvar, model
     # The first batch is the same, the others have seeds of their own.
     small = images("--batch", "2")
     assert not np.array_equal(first[2:], small[2:])
+    # By default, as many as may take so much memory.
+    with patch.object(cache, "TOGETHER_BYTES", 2 * cache.bytes_of_image(read_config(models / "dense.safetensors"))):
+        assert np.array_equal(images(), small)
 
 
 def test_fewer_bits(actvar: Actvar, models: Path) -> None:

@@ -23,7 +23,7 @@ def evaluate(
     top_p: Annotated[float, option(S, "top_p")] = default(S, "top_p"),
     max_distance_ratio: Annotated[float | None, option(S, "max_distance_ratio")] = None,
     max_cost: Annotated[float | None, option(S, "max_cost")] = None,
-    batch: Annotated[int, option(S, "batch")] = default(S, "batch"),
+    batch: Annotated[int | None, option(S, "batch")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,

@@ -26,7 +26,7 @@ def sample(
     top_k: Annotated[int, option(S, "top_k")] = default(S, "top_k"),
     top_p: Annotated[float, option(S, "top_p")] = default(S, "top_p"),
     more_smooth: Annotated[bool, option(S, "more_smooth")] = False,
-    batch: Annotated[int, option(S, "batch")] = default(S, "batch"),
+    batch: Annotated[int | None, option(S, "batch")] = None,
     dtype: Annotated[str, option(S, "dtype")] = default(S, "dtype"),
     seed: Seed = 0,
     device: Device = "auto",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from actvar_cli.convert.settings import MOST, affordable_images
 from actvar_cli.model.block import Block, Decisions, Record, Sampling, TeacherForced
+from actvar_cli.model.cache import bytes_of_image
 from actvar_cli.model.device import fast_bf16, return_memory
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, balanced_labels, rows_of
 from actvar_cli.progress import Progress
@@ -64,8 +65,7 @@ def sampling_batch(model: ActVAR) -> int:
 
     At most 32, or 512 on a GPU.
     """
-    arch, length = model.config.transformer, model.config.tokenizer.num_tokens
-    per_image = 2 * 2 * arch.depth * length * arch.embed_dim * model.transformer.cache_dtype.itemsize
+    per_image = bytes_of_image(model.config, model.transformer.cache_dtype.itemsize)
     room, most = (CACHE_BYTES, 32) if model.device.type == "cpu" else (GPU_CACHE_BYTES, 512)
     return min(most, max(1, room // per_image))
 

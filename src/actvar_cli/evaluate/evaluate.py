@@ -14,6 +14,7 @@ from actvar_cli.evaluate.agreement import AgreementSums, add_agreement
 from actvar_cli.evaluate.distance import frechet_distance, moments
 from actvar_cli.evaluate.images import to_uint8
 from actvar_cli.evaluate.reference import CLASS_NAMES, FEATURE_NETWORK, Reference, load_reference, serves
+from actvar_cli.model.cache import images_together
 from actvar_cli.model.config import Frozen
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import device_name, synchronise
@@ -160,7 +161,7 @@ def evaluate(
     teacher: ActVAR,
     *,
     count: int = 2000,
-    batch: int = 50,
+    batch: int | None = None,
     seed: int = 0,
     cfg: float = 1.5,
     top_k: int = 0,
@@ -170,9 +171,10 @@ def evaluate(
     """Sample ``count`` images, classes in turn, from both models as they are set, and compare.
 
     Distances and accuracies are given where the teacher is `var-fashion`, whose feature network is shipped; for other
-    models the agreement alone. Raises InputError where the two models have different tokens or classes, or ``count``
-    is too small to say anything.
+    models the agreement alone. ``batch`` is `images_together` by default. Raises InputError where the two models have
+    different tokens or classes, or ``count`` is too small to say anything.
     """
+    batch = images_together(teacher.config) if batch is None else batch
     _check(model, teacher, count, batch)
     progress = progress or Progress()
     settings = SamplingSettings(cfg, top_k, top_p)

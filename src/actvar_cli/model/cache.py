@@ -5,6 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from actvar_cli.model.config import ModelConfig
+
+TOGETHER, TOGETHER_BYTES = 50, 2**33
+"""Images that are sampled together unless somebody says otherwise, and what their keys and values may take, at most."""
+
+
+def bytes_of_image(config: ModelConfig, itemsize: int = 4) -> int:
+    """Bytes of the keys and values of one image, of both rows of guidance, in numbers of ``itemsize`` bytes."""
+    arch = config.transformer
+    return 2 * 2 * arch.depth * config.tokenizer.num_tokens * arch.embed_dim * itemsize
+
+
+def images_together(config: ModelConfig) -> int:
+    """How many images are sampled together, by the size of the model alone: they are others with other batches."""
+    return max(1, min(TOGETHER, TOGETHER_BYTES // bytes_of_image(config)))
+
 
 class KVCache:
     """Keys and values of every block in ``room`` (2, depth, rows, heads, L, head_dim); only filled, never joined.

@@ -110,6 +110,7 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
 
 def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
     """Disk, memory and time of ``step`` on models of ``config``, at ``speed`` MACs per second."""
+    from actvar_cli.model.cache import bytes_of_image
     from actvar_cli.model.counters import dense_macs
 
     weights = BYTES * parameters(config)
@@ -127,11 +128,11 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
         memory += step.kept_logits(config) if step.stages.guidance.steps else 0
     elif isinstance(step, ExportStep):
         disk = weights if step.dtype == "float32" else weights // 2
-    elif isinstance(step, EvaluateStep | ReportStep):
+    elif isinstance(step, ReportStep):
         memory = 2 * weights + 50 * activations
     else:
-        batch = step.batch_for(config) if isinstance(step, ProfileStep) else step.batch
-        memory = weights + batch * (activations + 2 * depth * 2 * length * width * BYTES)
+        models = 2 if isinstance(step, EvaluateStep) else 1
+        memory = models * weights + step.batch_for(config) * (activations + bytes_of_image(config, BYTES))
     return Estimate(disk, memory, work * dense_macs(config) / (speed * SHARE_OF_PEAK))
 
 

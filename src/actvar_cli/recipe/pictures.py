@@ -46,7 +46,7 @@ def draw(model: ActVAR, settings: SampleSettings, *, seed: int, progress: Progre
     how = SamplingSettings(settings.cfg, settings.top_k, settings.top_p, settings.more_smooth)
     images = []
     with at_budget(model, settings.budget), progress.task("sampling", len(labels)) as task:
-        for number, part in enumerate(labels.split(settings.batch)):
+        for number, part in enumerate(labels.split(settings.batch_for(model.config))):
             batch = model.sample(part, seed=batch_seed(seed, number) if number else seed, settings=how)
             images.append(to_uint8(batch.images).cpu())
             task.advance(len(part))

@@ -50,6 +50,24 @@ class Drawing(Frozen):
     top_p: Annotated[float, Field(ge=0, le=1, description="probability mass kept; 0 keeps all")] = 0.0
 
 
+class Together(Frozen):
+    """How many images are sampled at once."""
+
+    batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="images sampled together; default: 50, or fewer by the model's size",
+        ),
+    ] = None
+
+    def batch_for(self, config: ModelConfig) -> int:
+        """``batch``, or as many images as the size of the model allows."""
+        from actvar_cli.model.cache import images_together
+
+        return self.batch or images_together(config)
+
+
 class ProfileSettings(Frozen):
     """How a model is profiled."""
 
@@ -76,15 +94,14 @@ class Gates(Frozen):
     max_cost: Annotated[float | None, Field(gt=0, description="gate: share of the dense transformer's FLOPs")] = None
 
 
-class EvaluateSettings(Drawing, Gates):
+class EvaluateSettings(Drawing, Gates, Together):
     """How a model is evaluated."""
 
     count: Annotated[int, Field(ge=2, description="images sampled from each model")] = 2000
-    batch: Annotated[int, Field(ge=1, description="images sampled together")] = 50
     budget: Budget = None
 
 
-class SampleSettings(Drawing):
+class SampleSettings(Drawing, Together):
     """Which images are sampled."""
 
     classes: Annotated[
@@ -95,7 +112,6 @@ class SampleSettings(Drawing):
     more_smooth: Annotated[bool, Field(description="smoother pictures, less exact ones (Gumbel mixture of codes)")] = (
         False
     )
-    batch: Annotated[int, Field(ge=1, description="images sampled together")] = 32
     budget: Budget = None
     dtype: Dtype = "float32"
 
