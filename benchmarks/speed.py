@@ -40,6 +40,7 @@ from actvar_cli.profile.timing import in_turn
 
 RESULTS = Path(__file__).parent / "results"
 COSTS = (0.79, 0.6)
+KINDS = {"experts": (experts_in, student_scores), "token gates": (gates_in, even_scores)}
 
 
 def random_model(shape: str, device: torch.device) -> ActVAR:
@@ -56,11 +57,14 @@ def draw(model: ActVAR, labels: Tensor, seed: int) -> None:
     model.sample_tokens(labels, seed=seed)
 
 
-def measure(dense: ActVAR, batch: int, repeats: int, costs: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """Experts alone and token gates alone at each cost, each in turn with dense sampling."""
+def measure(
+    dense: ActVAR, batch: int, repeats: int, kinds: Sequence[str], costs: Sequence[float]
+) -> Iterator[dict[str, Any]]:
+    """Each of ``kinds`` alone at each cost, in turn with dense sampling."""
     rows, device = 2 * batch, dense.device
     labels = balanced_labels(batch, dense.config.transformer.num_classes).to(device)
-    for kind, sparse, drawn in (("experts", experts_in, student_scores), ("token gates", gates_in, even_scores)):
+    for kind in kinds:
+        sparse, drawn = KINDS[kind]
         scores = drawn(dense.config, rows, 0, device)
         for asked in costs:
             # A model for each: what a GPU records of one would not do for another.
@@ -95,6 +99,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="what is left out")
     parser.add_argument("--costs", type=float, nargs="+", default=COSTS, help="shares of the dense model's FLOPs")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
@@ -112,7 +117,7 @@ def main() -> None:
                 "dispatch": os.environ.get("ACTVAR_DISPATCH", ""),
                 "cells": [],
             }
-            for cell in measure(dense, batch, args.repeats, args.costs):
+            for cell in measure(dense, batch, args.repeats, args.kinds, args.costs):
                 print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
                 run["cells"].append(cell)
                 output.write_text(json.dumps(runs, indent=1) + "\n")

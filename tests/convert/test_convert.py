@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actvar_cli.convert.calibration import measured_cost
-from actvar_cli.convert.convert import Converted, convert
+from actvar_cli.convert.convert import Converted, convert, router_dim
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.errors import InputError
@@ -55,6 +55,13 @@ def test_every_budget_costs_what_it_says(converted: Converted) -> None:
         assert dial.cost == pytest.approx(dial.budget, abs=0.02)
         cost = measured_cost(converted.model, dial.threshold, images=48, seed=77)
         assert cost == pytest.approx(dial.budget, abs=0.04)
+
+
+@pytest.mark.parametrize("depth", [16, 20, 24, 30, 36])
+def test_routers_do_less_than_a_hundredth_of_the_work_of_an_ffn(depth: int) -> None:
+    dim, experts = 64 * depth, ConvertSettings().experts
+    assert isinstance(experts, int)
+    assert router_dim(dim) * (dim + experts) < 0.01 * 2 * dim * 4 * dim
 
 
 @torch.no_grad()

@@ -36,6 +36,29 @@ def fast_bf16(device: torch.device) -> bool:
     return flags.exists() and "avx512_bf16" in flags.read_text()
 
 
+def watch_peak(device: torch.device) -> bool:
+    """Begin to watch the most memory in use, for `peak_memory`; whether that can be told.
+
+    On a GPU it is that of tensors; else that of the whole process, which Linux tells.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        return_memory()
+        return device.type == "cpu" and Path("/proc/self/clear_refs").write_text("5") == 1
+    except OSError:
+        return False
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use at once since `watch_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    highest = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(highest.split()[1]) * 1024
+
+
 def return_memory() -> None:
     """Give what was freed back to the system, where the allocator of the C library keeps it (glibc).
 

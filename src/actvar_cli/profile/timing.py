@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from actvar_cli.model.device import synchronise
+from actvar_cli.model.device import peak_memory, synchronise, watch_peak
 from actvar_cli.progress import Progress
 
 
 @dataclass
 class Measured:
-    """``seconds`` of every repeat; ``peak_bytes`` of the device's memory, where the device tells."""
+    """``seconds`` of every repeat; ``peak_bytes`` of memory, where that can be told (`device.peak_memory`)."""
 
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
@@ -50,13 +50,10 @@ def in_turn(
 
 
 def _peak(way: Callable[[int], object], device: torch.device) -> int | None:
-    """Call ``way``, and say what it took of the device's memory at most."""
-    if device.type != "cuda":
-        way(0)
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
+    """Call ``way``, and say what memory was in use at most, where that can be told."""
+    known = watch_peak(device)
     way(0)
-    return torch.cuda.max_memory_allocated(device)
+    return peak_memory(device) if known else None
 
 
 def _measure(into: Measured, way: Callable[[int], object], repeat: int, device: torch.device) -> None:
