@@ -186,6 +186,25 @@ def sparse_speed(file: str) -> str:
     return markdown(header, rows) + "\n\n" + note
 
 
+def growth(file: str) -> str:
+    """Time and memory by batch and depth."""
+    r = read(file)
+    rows = [
+        (
+            key.replace(", float32", ""),
+            *(seconds(1e3 * statistics.median(cell[k]) / cell["batch"]) for k in ("dense_seconds", "seconds")),
+            f"{cell['speedup']:.2f}",
+            *(f"{cell['peak_bytes'][k] / 1e9:.2f} GB" for k in ("dense", "sparse")),
+        )
+        for key, run in r.items()
+        for cell in run["cells"]
+    ]
+    run = next(iter(r.values()))
+    header = ("shape, batch", "dense", "compressed", "speed-up", "memory, dense", "compressed")
+    note = f"Time of the transformer per image, memory in use at most; {run['device']}, torch {run['torch']}."
+    return markdown(header, rows) + "\n\n" + note
+
+
 def ways() -> str:
     """What each way of running experts takes."""
     r = read("dispatch.json")
@@ -349,6 +368,7 @@ def main() -> None:
     fill(results, "dense-speed-cuda", dense_speed("dense_speed_cuda.json", "dense_speed_cuda_d30.json"))
     fill(results, "sparse-speed", sparse_speed("speed.json"))
     fill(results, "sparse-speed-cuda", sparse_speed("speed_cuda.json"))
+    fill(results, "growth", growth("growth.json"))
     fill(results, "ways", ways())
 
 
