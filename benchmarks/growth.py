@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -37,8 +36,7 @@ def measure(shape: str, batches: Sequence[int], args: argparse.Namespace, output
         "--output": [output],
     }
     given = [str(word) for name, values in options.items() for word in (name, *values)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[1:])}
-    subprocess.run([sys.executable, str(ROOT / "benchmarks/speed.py"), *given], check=True, env=environment)
+    subprocess.run([sys.executable, str(ROOT / "benchmarks/speed.py"), *given], check=True)
 
 
 def lines(runs: dict[str, Any], keys: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
@@ -70,7 +68,7 @@ def draw(runs: dict[str, Any], picture: Path, depth_batch: int) -> None:
     axes[0, 0].set(ylabel="seconds per image, transformer", yscale="log", xscale="log")
     axes[1, 0].set(ylabel="memory at most, GB", xlabel="images sampled together", yscale="log")
     axes[1, 1].set(xlabel="depth", xticks=[int(named[key][0][1:]) for key in depths])
-    axes[1, 0].set_xticks(SMALL_BATCHES, [str(batch) for batch in SMALL_BATCHES], minor=False)
+    axes[1, 0].set_xticks(SMALL_BATCHES, [str(batch) for batch in SMALL_BATCHES])
     for at in axes.flat:
         at.grid(alpha=0.3, which="both")
     for at in axes[0]:

@@ -54,11 +54,7 @@ class Together(Frozen):
     """How many images are sampled at once."""
 
     batch: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="images sampled together; default: 50, or fewer by the model's size",
-        ),
+        int | None, Field(ge=1, description="images sampled together; default: 50, or fewer by the model's size")
     ] = None
 
     def batch_for(self, config: ModelConfig) -> int:
