@@ -175,6 +175,13 @@ def test_all_of_a_block_can_learn(converted: ActVAR) -> None:
     assert torch.equal(before.head.weight, after.head.weight)
 
 
+def test_attention_can_be_left_as_it_was(converted: ActVAR) -> None:
+    few = settings(steps=2).model_copy(update={"learns": "blocks", "attention_lr": 0})
+    before, after = converted.transformer, distill(teacher_model(), converted, few).model.transformer
+    assert torch.equal(before.blocks[0].attn.mat_qkv.weight, after.blocks[0].attn.mat_qkv.weight)
+    assert not torch.equal(before.blocks[0].ffn.fc1.weight, after.blocks[0].ffn.fc1.weight)
+
+
 @pytest.mark.parametrize(("gate", "reconstruction"), [("static", "low-rank"), ("position", "previous+low-rank")])
 def test_other_kinds_of_gates_reach_a_budget_too(gate: GateKind, reconstruction: ReconstructionKind) -> None:
     student = convert(teacher_model(), ConvertSettings(experts=4, images=16, router="none")).model

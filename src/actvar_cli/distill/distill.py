@@ -116,6 +116,13 @@ def expert_density(student: ActVAR, samples: TeacherSamples, threshold: float, i
     return float(torch.stack([block.on.mean() for block in made if block.on is not None]).mean())
 
 
+def share_of_lr(settings: DistillSettings, name: str) -> float:
+    """The learning rate of the parameter ``name``, by `DistillSettings.lr`."""
+    if ".router." in name:
+        return settings.router_lr
+    return 1.0 if any(part in name for part in LEARNS["experts"]) else settings.attention_lr
+
+
 def logit_room(device: torch.device) -> int:
     """Bytes that the teacher's logits may take on ``device``: of a GPU, an eighth of its memory."""
     if device.type == "cuda":
@@ -175,7 +182,7 @@ def run_stage(
         optimiser = Optimiser(
             parameters,
             lr=settings.lr,
-            router_lr=settings.router_lr,
+            share=partial(share_of_lr, settings),
             steps=settings.stages.learning,
             precision=settings.precision,
             device=student.device,

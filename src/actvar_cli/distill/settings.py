@@ -67,7 +67,7 @@ class LossWeights(Frozen):
     """Weights of the loss terms; the KL divergence on the logits has weight 1."""
 
     hidden: Annotated[float, Field(ge=0, description="relative error of every block's output")] = 4.0
-    cost: Annotated[float, Field(ge=0, description="squared excess of the cost over the budget")] = 20.0
+    cost: Annotated[float, Field(ge=0, description="squared excess of the cost over the budget")] = 50.0
 
 
 class DistillSettings(Frozen):
@@ -87,6 +87,10 @@ class DistillSettings(Frozen):
     router_lr: Annotated[
         float, Field(ge=0, description="the routers' learning rate as a share of lr; 0 leaves them as they were fitted")
     ] = 0.1
+    attention_lr: Annotated[
+        float,
+        Field(ge=0, description="that of attention, AdaLN and guidance as a share of lr, where all of a block learns"),
+    ] = 0.25
     learns: Annotated[
         Literal["experts", "blocks"],
         Field(description="what learns: FFNs, routers and reconstructions, or all of every block, for long trainings"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from statistics import mean
 from typing import Any
 
@@ -112,8 +113,8 @@ def learning_rate(step: int, steps: int) -> float:
 class Optimiser:
     """AdamW over ``parameters`` for ``steps`` steps.
 
-    ``precision`` is that of `DistillSettings`; what gives the loss is computed inside ``autocast``. Routers learn at
-    ``router_lr`` times the rate of all else.
+    ``precision`` is that of `DistillSettings`; what gives the loss is computed inside ``autocast``. ``share`` is the
+    learning rate of the parameter of a name, by ``lr``.
     """
 
     def __init__(
@@ -124,18 +125,16 @@ class Optimiser:
         steps: int,
         precision: str,
         device: torch.device,
-        router_lr: float = 1.0,
+        share: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         mixed = precision == "bf16" or (precision == "auto" and fast_bf16(device))
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
         self.steps = steps
-        routers = {name: parameter for name, parameter in parameters.items() if ".router." in name}
-        others = {name: parameter for name, parameter in parameters.items() if name not in routers}
-        self.parameters = others | routers
+        # In AdamW's order: group by group.
+        self.parameters = {name: parameters[name] for name in sorted(parameters, key=share)}
         groups = [
-            {"params": list(part.values()), "initial_lr": rate}
-            for part, rate in ((others, lr), (routers, router_lr * lr))
-            if part
+            {"params": [parameters[name] for name in names], "initial_lr": rate * lr}
+            for rate, names in groupby(self.parameters, key=share)
         ]
         self.adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
 
