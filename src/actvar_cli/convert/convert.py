@@ -106,12 +106,12 @@ def calibrate_router(block: Block, record: FFNRecord, unit: int, generator: torc
 
 
 def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
-    """What is added to the scores at each scale: half the log of how much coarser it is than the last one.
+    """What is added to the scores at each scale: the log of how much coarser it is than the last one.
 
-    An early scale has few tokens and decides much. That the root of the ratio of sides is a good measure was found by
-    trial (docs/method.md).
+    An early scale has few tokens and decides much. That half the log of the ratio of token numbers is a good measure
+    was found by trial (docs/method.md).
     """
-    return tuple(math.log(patch_nums[-1] / pn) / 2 for pn in patch_nums)
+    return tuple(math.log(patch_nums[-1] / pn) for pn in patch_nums)
 
 
 def router_dim(dim: int) -> int:
