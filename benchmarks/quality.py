@@ -4,9 +4,9 @@
 
 The variants are those of benchmarks/quality.yaml. Each is converted, distilled and measured at every budget in a
 process of its own; what is done lies in --work and is not done again. Writes benchmarks/results/quality.json. On a GPU
-(--device cuda --batch 500) several --jobs share it. For two CPU cores there is --quick: few, small steps:
+(--device cuda --batch 500) several --jobs share it. For two CPU cores there are smaller trainings (`SIZES`):
 
-    OMP_NUM_THREADS=1 python benchmarks/quality.py --work /tmp/quick --quick --count 1000 --seeds 0 1 --jobs 2
+    OMP_NUM_THREADS=1 python benchmarks/quality.py --work /tmp/quick --size quick --count 1000 --seeds 0 1 --jobs 2
 """
 
 from __future__ import annotations
@@ -44,22 +44,26 @@ VARIANTS = HERE / "quality.yaml"
 RESULT = HERE / "results/quality.json"
 KL_IMAGES = 1000
 
+SIZES = {"full": (1, 1, 1), "half": (1, 2, 0.75), "quick": (0.2, 2, 0.25)}
+"""How many of the steps are taken, by what their batch is divided, and how many of the samples there are."""
 
-def settings_of(variant: dict[str, Any], *, quick: bool = False) -> tuple[ConvertSettings, DistillSettings]:
-    """The steps `convert` and `distill` of the long recipe, with what ``variant`` changes; shortened if ``quick``."""
+
+def settings_of(variant: dict[str, Any], size: str = "full") -> tuple[ConvertSettings, DistillSettings]:
+    """The steps `convert` and `distill` of the long recipe, with what ``variant`` changes, at one of `SIZES`."""
     changed = {step: variant.get(step, {}) for step in ("convert", "distill") if variant.get(step) != "none"}
     changes = [f"steps.{step}.{key}={value}" for step, keys in changed.items() for key, value in keys.items()]
     steps = read(find("var-fashion-actvar"), changes).recipe.steps
     first, second = steps[0], steps[1]
     assert isinstance(first, ConvertStep) and isinstance(second, DistillStep)
-    settings = second.settings(DistillSettings)
-    return first.settings(ConvertSettings), shortened(settings) if quick else settings
+    return first.settings(ConvertSettings), shrunk(second.settings(DistillSettings), *SIZES[size])
 
 
-def shortened(settings: DistillSettings) -> DistillSettings:
-    """A fifth of the steps, half the batch and a quarter of the samples."""
-    stages = {name: stage.model_copy(update={"steps": math.ceil(stage.steps / 5)}) for name, stage in settings.stages}
-    less = {"images": settings.images // 4, "batch": settings.batch // 2, "stages": Stages(**stages)}
+def shrunk(settings: DistillSettings, steps: float, batches: int, images: float) -> DistillSettings:
+    """``settings`` for a smaller training, see `SIZES`."""
+    stages = {
+        name: stage.model_copy(update={"steps": math.ceil(stage.steps * steps)}) for name, stage in settings.stages
+    }
+    less = {"images": int(settings.images * images), "batch": settings.batch // batches, "stages": Stages(**stages)}
     return settings.model_copy(update=less)
 
 
@@ -97,7 +101,7 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         return {"runs": [run for run, _ in runs]}
     file = variant.get("model") or options.work / f"{name}.safetensors"
     if not variant.get("model") and not file.exists():
-        splitting, settings = settings_of(variant, quick=options.quick)
+        splitting, settings = settings_of(variant, options.size)
         student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
         if variant.get("distill") != "none":
             # Minutes on a GPU, hours on a CPU: there it goes on where it was.
@@ -139,7 +143,7 @@ def gather(options: argparse.Namespace, names: list[str]) -> None:
     """Write the result of all variants that are done."""
     found = {name: json.loads(path.read_text()) for name in names if (path := measurement(options, name)).exists()}
     result = {
-        "quick": options.quick,
+        "size": options.size,
         "count": options.count,
         "seeds": options.seeds,
         "teacher": found.pop("teacher", None),
@@ -162,7 +166,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--budgets", type=float, nargs="+", default=table["budgets"])
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="train a fifth as long, on half as much")
+    parser.add_argument("--size", choices=SIZES, default="full", help="of the trainings")
     parser.add_argument("--only", help="variants, with commas between")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

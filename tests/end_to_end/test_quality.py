@@ -17,5 +17,7 @@ def test_all_variants_are_trained_alike_and_differ_as_they_say() -> None:
     }
     assert steps == {550}
     assert {(d.images, d.batch, d.lr, d.learns) for _, d in made.values()} == {(2048, 32, 1.5e-3, "blocks")}
-    assert settings_of(variants["ours"], quick=True)[1].stages.experts.steps == 60
+    assert settings_of(variants["ours"], "quick")[1].stages.experts.steps == 60
+    half = settings_of(variants["ours"], "half")[1]
+    assert (half.stages, half.batch, half.images) == (made["ours"][1].stages, 16, 1536)
     assert len({repr(pair) for pair in made.values()}) == len(made)
