@@ -44,8 +44,8 @@ VARIANTS = HERE / "quality.yaml"
 RESULT = HERE / "results/quality.json"
 KL_IMAGES = 1000
 
-SIZES = {"full": (1, 1, 1), "half": (1, 2, 0.75), "quick": (0.2, 2, 0.25)}
-"""How many of the steps are taken, by what their batch is divided, and how many of the samples there are."""
+SIZES = {"full": (1, 1, 1.0), "half": (1, 2, 0.75), "quick": (5, 2, 0.25)}
+"""What the steps of a training and their batch are divided by, and which share of the samples there is."""
 
 
 def settings_of(variant: dict[str, Any], size: str = "full") -> tuple[ConvertSettings, DistillSettings]:
@@ -58,12 +58,12 @@ def settings_of(variant: dict[str, Any], size: str = "full") -> tuple[ConvertSet
     return first.settings(ConvertSettings), shrunk(second.settings(DistillSettings), *SIZES[size])
 
 
-def shrunk(settings: DistillSettings, steps: float, batches: int, images: float) -> DistillSettings:
+def shrunk(settings: DistillSettings, fewer: int, smaller: int, images: float) -> DistillSettings:
     """``settings`` for a smaller training, see `SIZES`."""
     stages = {
-        name: stage.model_copy(update={"steps": math.ceil(stage.steps * steps)}) for name, stage in settings.stages
+        name: stage.model_copy(update={"steps": math.ceil(stage.steps / fewer)}) for name, stage in settings.stages
     }
-    less = {"images": int(settings.images * images), "batch": settings.batch // batches, "stages": Stages(**stages)}
+    less = {"images": int(settings.images * images), "batch": settings.batch // smaller, "stages": Stages(**stages)}
     return settings.model_copy(update=less)
 
 
