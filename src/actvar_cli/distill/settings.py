@@ -89,7 +89,7 @@ class DistillSettings(Frozen):
     ] = 0.1
     attention_lr: Annotated[
         float,
-        Field(ge=0, description="that of attention, AdaLN and guidance as a share of lr, where all of a block learns"),
+        Field(ge=0, description="the learning rate of attention, AdaLN and guidance as a share of lr, if blocks learn"),
     ] = 0.25
     learns: Annotated[
         Literal["experts", "blocks"],
