@@ -6,6 +6,7 @@ the threshold at which the model at hand has the cost that was asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import ceil
 
@@ -32,7 +33,7 @@ Scores = dict[tuple[int, int], Tensor]
 
 
 class Drawn(nn.Module):
-    """A router or a token gate that does its work, and then decides as was ``drawn`` for its scales, in turn."""
+    """A router or a token gate that does its work, and then decides as was ``drawn``, scale by scale, in turn."""
 
     def __init__(self, real: nn.Module) -> None:
         super().__init__()
@@ -137,12 +138,15 @@ def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float) ->
     return counter.cost
 
 
-def decide(model: ActVAR, scores: Scores, threshold: float) -> None:
-    """Let ``model``, from `experts_in` or `gates_in`, decide by whether ``scores`` exceed ``threshold``."""
+def decide(model: ActVAR, samplings: Sequence[Scores], threshold: float) -> None:
+    """Let ``model``, from `experts_in` or `gates_in`, decide by whether scores exceed ``threshold``.
+
+    Those of ``samplings`` serve for one sampling each, in turn.
+    """
     part = "token_gate" if model.config.token_gate else "router"
     for block in model.transformer.stack:
         decider = Drawn(getattr(block, part))
         scales = block.gated_scales if model.config.token_gate else range(len(model.config.tokenizer.patch_nums))
-        decider.drawn = [scores[block.index, scale] > threshold for scale in scales]
+        decider.drawn = [scores[block.index, scale] > threshold for scores in samplings for scale in scales]
         setattr(block, part, decider)
     model.threshold = 0.0

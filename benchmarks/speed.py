@@ -31,7 +31,7 @@ from torch import Tensor
 
 import actvar_cli
 from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.device import device_name
+from actvar_cli.model.device import device_name, keep_memory
 from actvar_cli.model.precision import DTYPES, set_dtype
 from actvar_cli.model.sampling import ActVAR, balanced_labels
 from actvar_cli.model.tokenizer import Tokenizer
@@ -65,11 +65,13 @@ def measure(
     labels = balanced_labels(batch, dense.config.transformer.num_classes).to(device)
     for kind in kinds:
         sparse, drawn = KINDS[kind]
-        scores = drawn(dense.config, rows, 0, device)
+        # Routes of its own for each sampling, as real ones have; but a GPU records the first.
+        seeds = range(1 if device.type == "cuda" else repeats + 2)
+        scores = [drawn(dense.config, rows, seed, device) for seed in seeds]
         for asked in costs:
             # A model for each: what a GPU records of one would not do for another.
             model = sparse(dense)
-            decide(model, scores, threshold_for(model.config, scores, batch, asked))
+            decide(model, scores, threshold_for(model.config, scores[0], batch, asked))
             counter = WorkCounter(model.config)
             model.sample_tokens(labels, seed=0, counter=counter)
             ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
+    keep_memory(device)
     output = args.output or RESULTS / f"speed{'' if device.type == 'cpu' else '_' + device.type}.json"
     runs = json.loads(output.read_text()) if output.exists() else {}
     for dtype in args.dtypes:

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from actvar_cli.model import attention, dispatch
+from actvar_cli.model import attention
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
+from actvar_cli.model.counters import exactly
 
 LENGTH = 70
 
@@ -35,7 +36,7 @@ def test_kept_tokens_are_attended_as_if_all_were(
     torch.testing.assert_close(kept, everything[keep], atol=1e-5, rtol=1e-5)
     # As few groups as pays; but as many as there are numbers where the work is counted.
     assert len(made) == calls
-    with dispatch.exactly():
+    with exactly():
         kept = layer(h, cache=_cache(len(counts)), keep=keep)
     torch.testing.assert_close(kept, everything[keep], atol=1e-5, rtol=1e-5)
     assert len(made) - calls == len(set(counts) - {0})

@@ -9,6 +9,7 @@ from torch import Tensor
 from actvar_cli.errors import InputError
 from actvar_cli.model import dispatch
 from actvar_cli.model.config import TransformerConfig
+from actvar_cli.model.counters import exactly
 from actvar_cli.model.experts import ExpertFFN
 
 EXPERTS = 4
@@ -53,6 +54,14 @@ def test_whatever_is_chosen_gives_the_same(densities: list[float], rows: int) ->
     torch.testing.assert_close(dispatch.run(ffn, x, on), ffn.masked(x, on.float()), atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_many_rows_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "OVERHEAD", {torch.float32: dispatch.Overhead(0, 0, 0, piece=50)})
+    ffn, on = random_ffn(), routes([0.5, 0.1, 0.0, 0.3])
+    x = torch.randn(len(on), 32)
+    torch.testing.assert_close(dispatch.loop(ffn, x, on), ffn.masked(x, on.float()), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("densities", "rows", "expected"),
     [
@@ -68,6 +77,7 @@ def test_few_rows_and_high_densities_are_computed_dense(
 ) -> None:
     taken: list[str] = []
     original = dispatch.dense
+    monkeypatch.setattr(dispatch, "OVERHEAD", {torch.float32: dispatch.Overhead(call=0, gather=60, mask=12)})
     monkeypatch.setattr(dispatch, "dense", lambda *given: (taken.append("dense"), original(*given))[1])
     dispatch.run(random_ffn(), torch.randn(rows, 32), routes(densities, rows))
     assert (taken or ["apart"]) == [expected]
@@ -81,7 +91,7 @@ def test_the_environment_can_force_a_way(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(dispatch.VARIABLE, "grouped")
     assert dispatch.run(ffn, x, on) == "forced"
     # What is counted must be what was asked for.
-    with dispatch.exactly():
+    with exactly():
         assert dispatch.run(ffn, x, on) != "forced"
     monkeypatch.setenv(dispatch.VARIABLE, "tiles")
     with pytest.raises(InputError, match="ACTVAR_DISPATCH: 'tiles' needs an NVIDIA GPU"):

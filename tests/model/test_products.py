@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from actvar_cli.model import products
-from actvar_cli.model.products import Linear, linear
+from actvar_cli.model.counters import exactly
+from actvar_cli.model.products import Linear, lacking, linear
 
 
 @pytest.mark.parametrize("rows", [(0,), (1,), (3, 5), (700,)])
@@ -46,9 +47,22 @@ def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyP
         layer(x, gelu=True)
     with pytest.raises(AssertionError, match="the plain way"):
         layer(x)
-    # Tokens that were picked are ever another number, for each of which oneDNN would have to prepare.
-    with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):
+    # Rows that were picked are filled up, but not while work is counted.
+    with torch.no_grad():
+        assert layer(x[0]).shape == (3, 4)
+    with torch.no_grad(), exactly(), pytest.raises(AssertionError, match="the plain way"):
         layer(x[0])
+
+
+@pytest.mark.skipif(not products.ONEDNN, reason="torch was built without oneDNN")
+def test_picked_rows_are_filled_up_to_one_of_a_few_numbers() -> None:
+    weight = torch.empty(4, 8)
+    with torch.no_grad():
+        filled = {rows: rows + lacking(rows, weight) for rows in range(1, 4097)}
+        assert all(n <= up < n + max(16, n / 16 + 1) for n, up in filled.items())
+        assert len(set(filled.values())) < 100
+        with exactly():
+            assert lacking(5, weight) == 0
 
 
 def test_bfloat16_goes_the_plain_way_where_onednn_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

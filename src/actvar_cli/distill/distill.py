@@ -29,6 +29,7 @@ from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit
 from actvar_cli.distill.training import Optimiser, Sequences, budget_weight, taught, training
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
+from actvar_cli.model.device import keep_memory
 from actvar_cli.model.guidance import guidance_by_position, guide
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, rows_of
 from actvar_cli.progress import Progress
@@ -254,6 +255,7 @@ def distill(
     same arguments. Raises InputError where the models do not go together, ActvarError where the budget was not reached.
     """
     check(teacher, student, settings)
+    keep_memory(teacher.device)
     progress = progress or Progress()
     stages, identity = settings.stages, settings.model_dump(mode="json")
     state = read_state(checkpoint)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
-from actvar_cli.model.dispatch import is_exact
+from actvar_cli.model.counters import is_exact
 from actvar_cli.model.products import Linear, linear
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class SelfAttention(nn.Module):
             cache, *self._heads(linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias))))
         )
         kept = keep.flatten().nonzero().squeeze(1)
-        (q,) = self._heads(F.linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias))
+        (q,) = self._heads(linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias))
         out = _attend_unevenly(self._queries(q), keys, values, keep.sum(1), self.scale)
         return self.proj(out.flatten(1))  # type: ignore[no-any-return]
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
-from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.dispatch import is_exact
+from actvar_cli.model.counters import WorkCounter, is_exact
 from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.kernels.usable import preferred

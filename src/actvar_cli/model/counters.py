@@ -7,6 +7,8 @@ not counted, as usual). FLOPs = 2 x MACs.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -14,6 +16,25 @@ from actvar_cli.model.config import BY_TOKEN, ModelConfig
 
 PARTS = ("embed", "adaln", "attention", "ffn", "router", "token_gate", "reconstruction", "head")
 """What the transformer's work is divided into."""
+
+
+_exact = False
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Inside, nothing is computed but what was asked for, which is then what a counter of products sees."""
+    global _exact
+    before, _exact = _exact, True
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def is_exact() -> bool:
+    """Whether work is being counted, see `exactly`."""
+    return _exact
 
 
 def attention_macs(config: ModelConfig, computed: int, skipped: int, length: int) -> int:

@@ -6,17 +6,19 @@ What each way takes was measured (docs/results.md, "How experts are run").
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.errors import InputError, did_you_mean
+from actvar_cli.model.counters import is_exact
 from actvar_cli.model.kernels.usable import MOST_EXPERTS, UNIT, preferred, usable
+from actvar_cli.model.products import lacking
 
 if TYPE_CHECKING:
     from actvar_cli.model.experts import ExpertFFN
@@ -25,11 +27,29 @@ if TYPE_CHECKING:
 VARIABLE = "ACTVAR_DISPATCH"
 """The environment variable that forces one of `WAYS`."""
 
+
+class Overhead(NamedTuple):
+    """What experts take on a CPU beyond their neurons; the faster its products are, the more of them that is worth.
+
+    ``call``: multiplications (of one layer) that an expert takes for being called at all. The others are in neurons:
+    what a row takes to be gathered and summed up (``gather``), or to be computed and then masked (``mask``). More than
+    ``piece`` rows are computed in pieces: from 512 to 1023 of them bfloat16 products take twice as long as they should.
+    """
+
+    call: float
+    gather: int
+    mask: int
+    piece: int = sys.maxsize
+
+
+OVERHEAD = (
+    {torch.float32: Overhead(12e6, 110, 12), torch.bfloat16: Overhead(30e6, 300, 40, piece=448)}
+    if "AVX512" in torch.backends.cpu.get_cpu_capability()
+    else {torch.float32: Overhead(5e6, 60, 12)}
+)
+
 START = 40
 """What an expert that runs at all costs beyond its rows, in rows: its weights are read, and few rows are slow."""
-
-GATHER, MASK = 60, 12
-"""What a row costs beyond its neurons, in neurons: to be gathered and scattered, or to be computed and then masked."""
 
 TILES_FROM = 2**34
 """Multiplications of one layer from which a GPU takes `tiles`: below, sorting tokens takes longer than it saves."""
@@ -39,23 +59,9 @@ WITHOUT_HOST = {"dense", "tiles"}
 
 _grouped_mm = F.grouped_mm if hasattr(F, "grouped_mm") else torch._grouped_mm
 
-_exact = False
 
-
-@contextmanager
-def exactly() -> Iterator[None]:
-    """Inside, nothing is computed but what was asked for, which is then what a counter of products sees."""
-    global _exact
-    before, _exact = _exact, True
-    try:
-        yield
-    finally:
-        _exact = before
-
-
-def is_exact() -> bool:
-    """Whether work is being counted, see `exactly`."""
-    return _exact
+def _overhead(ffn: ExpertFFN) -> Overhead:
+    return OVERHEAD.get(ffn.fc1.weight.dtype, OVERHEAD[torch.float32])
 
 
 def run(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ def forced() -> str:
 
 def way_for(ffn: ExpertFFN, rows: int) -> str:
     """Which of `WAYS` is taken by ``ffn`` where it is, for so many tokens."""
-    if _exact:
+    if is_exact():
         return "loop"
     if way := forced():
         return way
@@ -106,10 +112,12 @@ def split(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     """The same, but experts that most rows want run for all rows; or `dense`, where that takes less."""
     flat, width = on.flatten(0, -2), ffn.expert_dim
     counts, rows = flat.sum(0).tolist(), len(flat)
-    apart = [n * (width + GATHER) + START * width if n else 0 for n in counts]
-    whole = rows * (width + MASK) + START * width
+    over = _overhead(ffn)
+    start = START * width + over.call / x.shape[-1]
+    apart = [n * (width + over.gather) + start if n else 0 for n in counts]
+    whole = rows * (width + over.mask) + start
     effort = sum(min(cost, whole) for cost in apart)
-    if min(counts) < rows and effort >= ffn.num_experts * rows * (width + MASK):
+    if min(counts) < rows and effort >= ffn.num_experts * rows * (width + over.mask):
         return dense(ffn, x, on)
     return _by_expert(ffn, x, flat, counts, [whole <= cost for cost in apart])
 
@@ -119,23 +127,42 @@ def _by_expert(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], common:
     shape, rows, width = x.shape, len(on), ffn.expert_dim
     if min(counts) == rows:
         return ffn.forward(x)
-    x = x.to(ffn.fc1.weight.dtype).flatten(0, -2)
+    x = x.to(ffn.fc1.weight.dtype)
     # The means are float32 whatever the weights are, and so is the sum over the experts.
     partly = torch.tensor([float(n < rows) for n in counts], device=x.device)
     means = partly[:, None] * ffn.expert_mean
-    out = (ffn.fc2.bias + means.sum(0)).repeat(rows, 1)
+    constant = ffn.fc2.bias + means.sum(0)
+    picked = [e for e, n in enumerate(counts) if n and not common[e]]
+    out = _picked(ffn, x.flatten(0, -2), on, counts, picked) + constant if picked else constant.repeat(rows, 1)
     for first, last in _runs(common):
-        hidden = ffn.hidden_of(first, x, last)
+        hidden = ffn.hidden_of(first, x, last).flatten(0, -2)
         if min(counts[first:last]) < rows:
             mask = on[:, first:last]
             hidden.unflatten(-1, (-1, width)).mul_(mask.unsqueeze(-1))
             out.addmm_(mask.float(), means[first:last], alpha=-1)
         out.add_(ffn.output_of(first, hidden, last=last))
-    for e, tokens in enumerate(on.T.nonzero()[:, 1].split(counts)):
-        if counts[e] and not common[e]:
-            y = ffn.output_of(e, ffn.hidden_of(e, x.index_select(0, tokens)), -ffn.expert_mean[e])
-            out.index_add_(0, tokens, y.to(out.dtype))
     return out.view(shape)
+
+
+def _picked(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], experts: list[int]) -> Tensor:
+    """What the ``experts`` make of those rows of ``x`` (n, C) that want them, over their means, summed by row."""
+    on = on[:, experts].T
+    tokens = on.nonzero()[:, 1].split([counts[e] for e in experts])
+    pieces = [
+        (e, piece) for e, index in zip(experts, tokens, strict=True) for piece in index.split(_overhead(ffn).piece)
+    ]
+    # What comes of each lies one after the other, with the rows that they were filled up with between.
+    sizes = [len(piece) + lacking(len(piece), ffn.fc1.weight) for _, piece in pieces]
+    made = x.new_empty(sum(sizes), x.shape[1])
+    for (e, piece), part in zip(pieces, made.split(sizes), strict=True):
+        index = F.pad(piece, (0, len(part) - len(piece)))
+        ffn.output_of(e, ffn.hidden_of(e, x.index_select(0, index)), -ffn.expert_mean[e], out=part)
+    lengths = torch.tensor([len(piece) for _, piece in pieces], device=x.device)
+    filled = torch.tensor([0, *accumulate(sizes)][:-1], device=x.device) - (lengths.cumsum(0) - lengths)
+    rank = on.flatten().cumsum(0).view_as(on) - 1
+    place = (torch.arange(sum(map(len, tokens)), device=x.device) + filled.repeat_interleave(lengths))[rank.T[on.T]]
+    ends = F.pad(on.sum(0).cumsum(0), (1, 0))
+    return F.embedding_bag(place, made, ends, mode="sum", include_last_offset=True)
 
 
 def _runs(flags: list[bool]) -> Iterator[tuple[int, int]]:

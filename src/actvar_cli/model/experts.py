@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from actvar_cli.model import dispatch
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.kernels.usable import fits
-from actvar_cli.model.products import Linear
+from actvar_cli.model.products import Linear, lacking, linear
 
 if TYPE_CHECKING:
     from actvar_cli.model.kernels.tiles import Tiles
@@ -38,6 +38,9 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to (…, C), in the type of the weights."""
+        if x.dim() == 2 and (more := lacking(len(x), self.fc1.weight)):
+            # Here, so that what the second layer reads need not be copied to be filled up.
+            return self.forward(F.pad(x, (0, 0, 0, more)))[: len(x)]
         return self.fc2(self.hidden(x))  # type: ignore[no-any-return]
 
 
@@ -88,10 +91,18 @@ class ExpertFFN(FFN):
     def hidden_of(self, expert: int, x: Tensor, last: int | None = None) -> Tensor:
         """One expert's neurons, (…, hidden / E), for ``x`` (…, C); with ``last`` also those of the next, before it."""
         part = self._part(expert, last)
-        # Plain products: the number of rows differs from call to call, and oneDNN would keep a way for every number.
-        return F.gelu(F.linear(x, self.fc1.weight[part], self.fc1.bias[part]), approximate="tanh")
+        return linear(x, self.fc1.weight[part], self.fc1.bias[part], gelu=True)
 
-    def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None, last: int | None = None) -> Tensor:
-        """What comes of the neurons of `hidden_of`, plus ``bias`` (C,): (…, C)."""
-        part = self._part(expert, last)
-        return F.linear(hidden, self.fc2.weight[:, part], None if bias is None else bias.to(hidden.dtype))
+    def output_of(
+        self,
+        expert: int,
+        hidden: Tensor,
+        bias: Tensor | None = None,
+        last: int | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """What comes of the neurons of `hidden_of`, plus ``bias`` (C,): (…, C), into ``out`` if there is one."""
+        weight = self.fc2.weight[:, self._part(expert, last)]
+        if out is not None and bias is not None:
+            return torch.addmm(bias.to(hidden.dtype), hidden, weight.T, out=out)
+        return F.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actvar_cli.model.counters import is_exact
 from actvar_cli.model.kernels.usable import preferred
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -23,8 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     """``x`` (…, C) times ``weight`` (D, C) transposed, plus ``bias`` (D,), then GELU (tanh) with ``gelu``: (…, D).
 
     Without gradients on a CPU it is done by oneDNN; torch's own choice there, a BLAS, takes up to twice as long for the
-    few rows of an early scale. But not of a matrix (N, C): those are tokens that were picked, and oneDNN takes a
-    millisecond and more to prepare for a number of rows that it has not had yet.
+    few rows of an early scale. A matrix (N, C) is of tokens that were picked, and is filled up, see `lacking`.
     """
     if gelu and bias is not None and x.is_cuda and preferred(x):
         # Both in one by cuBLASLt.
@@ -33,6 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     if not _by_onednn(x, weight):
         y = F.linear(x, weight, bias)
         return F.gelu(y, approximate="tanh") if gelu else y
+    if x.dim() == 2 and (more := lacking(len(x), weight)):
+        return linear(F.pad(x, (0, 0, 0, more)), weight, bias, gelu=gelu)[: len(x)]
     if gelu and GELU_ON_THE_WAY:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")  # type: ignore[no-any-return]
     y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -43,7 +45,8 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         ONEDNN
         and x.device.type == "cpu"
-        and x.dim() > 2
+        # Rows that were picked, of another number each time: while work is counted they are not filled up.
+        and not (x.dim() == 2 and is_exact())
         and x.dtype == weight.dtype in DTYPES
         # Of a slice of columns it is slower by orders of magnitude.
         and weight.is_contiguous()
@@ -52,6 +55,19 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._is_tracing()
     )
+
+
+def lacking(rows: int, weight: Tensor) -> int:
+    """How many rows (n, C) that were picked should be filled up with before they are multiplied by ``weight``.
+
+    For a number of rows that it has not had yet oneDNN prepares for milliseconds, longer than many a product takes; and
+    picked tokens are ever another number. So it is given one of a few: a multiple of 16, from 512 on of at most a
+    sixteenth of them. 0 where nothing is gained by more rows.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES or not ONEDNN or torch.is_grad_enabled() or is_exact():
+        return 0
+    step = max(16, 1 << max(rows.bit_length() - 5, 0))
+    return -rows % step
 
 
 class Linear(nn.Linear):

@@ -15,6 +15,7 @@ from actvar_cli.errors import ActvarError
 from actvar_cli.model import graphs
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.device import keep_memory
 from actvar_cli.model.guidance import guidance_at, guide
 from actvar_cli.model.noise import exponential_like
 from actvar_cli.model.tokenizer import Tokenizer
@@ -162,6 +163,7 @@ class ActVAR(nn.Module):
 
         ``seed=None`` draws from torch's global generator. ``counter`` collects the work done.
         """
+        keep_memory(self.device)
         return sample(self, self._labels(labels), settings or SamplingSettings(), self._generator(seed), counter)
 
     @torch.inference_mode()

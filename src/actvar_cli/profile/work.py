@@ -20,8 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from actvar_cli.errors import ActvarError
-from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.dispatch import exactly
+from actvar_cli.model.counters import WorkCounter, exactly
 from actvar_cli.model.products import ONEDNN
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, sample
 

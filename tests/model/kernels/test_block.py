@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from actvar_cli.model import dispatch
-from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.counters import WorkCounter, exactly
 from actvar_cli.model.kernels import block, usable
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR
@@ -101,7 +100,7 @@ def test_guidance_that_was_learned() -> None:
 def test_what_is_counted_or_float32_is_left_to_torch(calls: list[int]) -> None:
     tiny_model(experts=True).sample_tokens([0], seed=1)
     low({"experts": True}).sample_tokens([0], seed=1, counter=WorkCounter(tiny_model(experts=True).config))
-    with dispatch.exactly():
+    with exactly():
         low({"experts": True}).sample_tokens([0], seed=1)
     assert not calls
 
