@@ -1,7 +1,8 @@
 """What each way of running the experts of one FFN takes, by width, rows and density: what `model/dispatch.py` goes by.
 
     OMP_NUM_THREADS=2 python benchmarks/dispatch.py
-    OMP_NUM_THREADS=2 python benchmarks/dispatch.py --dtype bfloat16 --widths 1024
+    OMP_NUM_THREADS=2 python benchmarks/dispatch.py --dtype bfloat16 --widths 1024 \
+        --output benchmarks/results/dispatch_bfloat16.json
 
 Weights and routes are random, the ways take turns, medians count. Writes benchmarks/results/dispatch.json.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from actvar_cli.model import dispatch, products
 from actvar_cli.model.config import TransformerConfig
-from actvar_cli.model.device import device_name
+from actvar_cli.model.device import device_name, keep_memory
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.precision import DTYPES
 from actvar_cli.profile.timing import in_turn
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/dispatch.json")
     parser.add_argument("--widths", type=int, nargs="+", choices=list(WIDTHS), default=list(WIDTHS))
     args = parser.parse_args()
+    keep_memory(torch.device("cpu"))
     cells = []
     for width in args.widths:
         for rows in WIDTHS[width]:

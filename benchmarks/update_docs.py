@@ -205,9 +205,9 @@ def growth(file: str) -> str:
     return markdown(header, rows) + "\n\n" + note
 
 
-def ways() -> str:
+def ways(file: str) -> str:
     """What each way of running experts takes."""
-    r = read("dispatch.json")
+    r = read(file)
     names = list(r["cells"][0]["ms"])
     rows = [
         (
@@ -219,10 +219,26 @@ def ways() -> str:
         for cell in r["cells"]
     ]
     note = (
-        f"Milliseconds for one FFN of {r['experts']} experts, medians of {r['repeats']}; {r['device']}, "
-        f"{r['cpu_capability']}, torch {r['torch']}."
+        f"Milliseconds for one FFN of {r['experts']} experts in {r['dtype']}, medians of {r['repeats']}; "
+        f"{r['device']}, {r['cpu_capability']}, torch {r['torch']}."
     )
     return markdown(("width, rows", "density", *names, "efficiency of `split`"), rows) + "\n\n" + note
+
+
+def products() -> str:
+    """What an expert's product takes by its rows."""
+    r = read("products.json")
+    rows = [
+        (name, *(f"{us:.2f}" for us in of["microseconds_per_row"].values()), f"{of['unseen_ms']:.1f} ms")
+        for name, of in r["dtypes"].items()
+    ]
+    numbers = list(next(iter(r["dtypes"].values()))["microseconds_per_row"])
+    note = (
+        f"Microseconds for a row of the first product of an expert ({r['width']} to {r['neurons']}) by the number of "
+        f"rows, and what a number takes longer for the first time; medians; {r['device']}, {r['cpu_capability']}, "
+        f"torch {r['torch']}."
+    )
+    return markdown(("", *numbers, "first time"), rows) + "\n\n" + note
 
 
 def seconds(ms: float) -> str:
@@ -367,9 +383,13 @@ def main() -> None:
     fill(results, "dense-speed-avx2", dense_speed("dense_speed_avx2.json"))
     fill(results, "dense-speed-cuda", dense_speed("dense_speed_cuda.json", "dense_speed_cuda_d30.json"))
     fill(results, "sparse-speed", sparse_speed("speed.json"))
+    fill(results, "sparse-speed-avx2", sparse_speed("speed_avx2.json"))
     fill(results, "sparse-speed-cuda", sparse_speed("speed_cuda.json"))
     fill(results, "growth", growth("growth.json"))
-    fill(results, "ways", ways())
+    fill(results, "products", products())
+    fill(results, "ways", ways("dispatch.json"))
+    fill(results, "ways-bfloat16", ways("dispatch_bfloat16.json"))
+    fill(results, "ways-avx2", ways("dispatch_avx2.json"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""How long an expert's first product takes by its number of rows, and what a number costs that was not there before.
+
+    OMP_NUM_THREADS=2 python benchmarks/products.py
+
+What `lacking` in model/products.py and the pieces in model/dispatch.py go by. Medians; writes
+benchmarks/results/products.json.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from actvar_cli.model.device import device_name, keep_memory
+from actvar_cli.model.precision import DTYPES
+from actvar_cli.model.products import linear
+
+RESULT = Path(__file__).parent / "results/products.json"
+WIDTH, NEURONS = 1024, 512
+"""Those of a d16, with eight experts."""
+ROWS = (64, 128, 256, 448, 512, 768, 1008, 1088, 2048, 4096)
+WEIGHTS, REPEATS, UNSEEN = 4, 7, 31
+
+
+def seconds(x: Tensor, weight: Tensor, bias: Tensor) -> float:
+    """Of one product with GELU; ``x`` (1, n, C), which is not filled up."""
+    began = time.perf_counter()
+    linear(x, weight, bias, gelu=True)
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure both types and write the result."""
+    keep_memory(torch.device("cpu"))
+    torch.manual_seed(0)
+    found = {}
+    for name in ("float32", "bfloat16"):
+        dtype = DTYPES[name]
+        weights = [torch.randn(NEURONS, WIDTH).to(dtype) for _ in range(WEIGHTS)]
+        bias = torch.zeros(NEURONS, dtype=dtype)
+        times: dict[int, list[float]] = {rows: [] for rows in ROWS}
+        # All numbers of rows in turn, so that what else the machine does is spread over them.
+        for repeat in range(REPEATS + 1):
+            for rows in ROWS:
+                x = torch.randn(1, rows, WIDTH).to(dtype)
+                taken = [seconds(x, weight, bias) for weight in weights]
+                times[rows] += taken if repeat else []
+        first = []
+        for rows in range(451, 451 + UNSEEN):
+            x = torch.randn(1, rows, WIDTH).to(dtype)
+            first.append(seconds(x, weights[0], bias) - seconds(x, weights[0], bias))
+        found[name] = {
+            "microseconds_per_row": {rows: 1e6 * statistics.median(taken) / rows for rows, taken in times.items()},
+            "unseen_ms": 1e3 * statistics.median(first),
+        }
+        print(name, found[name])
+    result = {
+        "width": WIDTH,
+        "neurons": NEURONS,
+        "device": device_name(torch.device("cpu")),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "dtypes": found,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
