@@ -47,17 +47,16 @@ def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyP
         layer(x, gelu=True)
     with pytest.raises(AssertionError, match="the plain way"):
         layer(x)
-    # Rows that were picked are filled up, but not while work is counted.
-    with torch.no_grad():
-        assert layer(x[0]).shape == (3, 4)
-    with torch.no_grad(), exactly(), pytest.raises(AssertionError, match="the plain way"):
+    # Tokens that were picked are ever another number, for each of which oneDNN would have to prepare.
+    with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):
         layer(x[0])
 
 
-@pytest.mark.skipif(not products.ONEDNN, reason="torch was built without oneDNN")
-def test_picked_rows_are_filled_up_to_one_of_a_few_numbers() -> None:
-    weight = torch.empty(4, 8)
+@pytest.mark.skipif(len(products.DTYPES) < 2, reason="oneDNN does not multiply bfloat16 on this CPU")
+def test_picked_rows_are_filled_up_to_one_of_a_few_numbers_in_bfloat16() -> None:
+    weight = torch.empty(4, 8, dtype=torch.bfloat16)
     with torch.no_grad():
+        assert lacking(5, weight.float()) == 0
         filled = {rows: rows + lacking(rows, weight) for rows in range(1, 4097)}
         assert all(n <= up < n + max(16, n / 16 + 1) for n, up in filled.items())
         assert len(set(filled.values())) < 100

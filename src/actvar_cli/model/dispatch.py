@@ -43,7 +43,7 @@ class Overhead(NamedTuple):
 
 
 OVERHEAD = (
-    {torch.float32: Overhead(12e6, 110, 12), torch.bfloat16: Overhead(30e6, 300, 40, piece=448)}
+    {torch.float32: Overhead(12e6, 110, 12), torch.bfloat16: Overhead(30e6, 500, 45, piece=448)}
     if "AVX512" in torch.backends.cpu.get_cpu_capability()
     else {torch.float32: Overhead(5e6, 60, 12)}
 )
@@ -128,7 +128,7 @@ def _by_expert(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], common:
     if min(counts) == rows:
         return ffn.forward(x)
     x = x.to(ffn.fc1.weight.dtype)
-    # The means are float32 whatever the weights are, and so is the sum over the experts.
+    # The means are float32 whatever the weights are, and so are sums over experts.
     partly = torch.tensor([float(n < rows) for n in counts], device=x.device)
     means = partly[:, None] * ffn.expert_mean
     constant = ffn.fc2.bias + means.sum(0)
@@ -157,6 +157,12 @@ def _picked(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], experts: l
     for (e, piece), part in zip(pieces, made.split(sizes), strict=True):
         index = F.pad(piece, (0, len(part) - len(piece)))
         ffn.output_of(e, ffn.hidden_of(e, x.index_select(0, index)), -ffn.expert_mean[e], out=part)
+    if x.device.type == "mps":
+        # Before torch 2.10 there are no bags; nor are rows filled up or cut into pieces there.
+        out = x.new_zeros(len(x), x.shape[1])
+        for index, part in zip(tokens, made.split(sizes), strict=True):
+            out.index_add_(0, index, part)
+        return out
     lengths = torch.tensor([len(piece) for _, piece in pieces], device=x.device)
     filled = torch.tensor([0, *accumulate(sizes)][:-1], device=x.device) - (lengths.cumsum(0) - lengths)
     rank = on.flatten().cumsum(0).view_as(on) - 1

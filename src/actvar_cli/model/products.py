@@ -45,8 +45,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         ONEDNN
         and x.device.type == "cpu"
-        # Rows that were picked, of another number each time: while work is counted they are not filled up.
-        and not (x.dim() == 2 and is_exact())
+        and (x.dim() > 2 or _filled_up(weight))
         and x.dtype == weight.dtype in DTYPES
         # Of a slice of columns it is slower by orders of magnitude.
         and weight.is_contiguous()
@@ -57,14 +56,19 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _filled_up(weight: Tensor) -> bool:
+    """Whether rows that were picked are filled up, and multiplied by oneDNN: not in float32, see `lacking`."""
+    return ONEDNN and weight.device.type == "cpu" and weight.dtype in DTYPES[1:] and not is_exact()
+
+
 def lacking(rows: int, weight: Tensor) -> int:
     """How many rows (n, C) that were picked should be filled up with before they are multiplied by ``weight``.
 
     For a number of rows that it has not had yet oneDNN prepares for milliseconds, longer than many a product takes; and
     picked tokens are ever another number. So it is given one of a few: a multiple of 16, from 512 on of at most a
-    sixteenth of them. 0 where nothing is gained by more rows.
+    sixteenth of them. 0 where nothing is gained by more rows: in float32 a BLAS is as fast, and does not prepare.
     """
-    if weight.device.type != "cpu" or weight.dtype not in DTYPES or not ONEDNN or torch.is_grad_enabled() or is_exact():
+    if torch.is_grad_enabled() or not _filled_up(weight):
         return 0
     step = max(16, 1 << max(rows.bit_length() - 5, 0))
     return -rows % step
