@@ -214,7 +214,7 @@ def ways(file: str) -> str:
             f"{cell['width']}, {cell['rows']}",
             f"{cell['density']:.2f}",
             *(f"{cell['ms'][name]:.2f}" for name in names),
-            f"{cell['density'] * cell['ms']['all'] / cell['ms']['split']:.2f}",
+            f"{cell['density'] * min(v for k, v in cell['ms'].items() if 'all' in k) / cell['ms']['split']:.2f}",
         )
         for cell in r["cells"]
     ]
