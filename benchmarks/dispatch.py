@@ -28,7 +28,7 @@ from actvar_cli.model.precision import DTYPES
 from actvar_cli.profile.timing import in_turn
 from actvar_cli.progress import Progress
 
-RESULTS = Path(__file__).parent / "results"
+RESULT = Path(__file__).parent / "results/dispatch.json"
 EXPERTS = 8
 WAYS = ("dense", "loop", "split")
 DENSITIES = (0.35, 0.65, 0.9)
@@ -53,7 +53,7 @@ def measure(width: int, rows: int, density: float, repeats: int, dtype: torch.dt
     ways: dict[str, Callable[[int], object]] = {
         "all": lambda _: dense(ffn, x, fused=False),
         "all, GELU in the product": lambda _: dense(ffn, x, fused=True),
-        **{name: lambda _, way=way: way(ffn, x, on) for name, way in dispatch.WAYS.items() if name in WAYS},
+        **{name: lambda _, way=dispatch.WAYS[name]: way(ffn, x, on) for name in WAYS},
     }
     measured = in_turn(ways, repeats=repeats, device=x.device, progress=Progress())
     return {
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/dispatch.json")
+    parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--widths", type=int, nargs="+", choices=list(WIDTHS), default=list(WIDTHS))
     args = parser.parse_args()
     keep_memory(torch.device("cpu"))
@@ -88,7 +88,7 @@ def main() -> None:
         "repeats": args.repeats,
         "cells": cells,
     }
-    (args.output or RESULTS / "dispatch.json").write_text(json.dumps(result, indent=1) + "\n")
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# As the command line does, before torch first needs memory.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 import torch
 from dense_speed import PrintedProgress, randomise
 from random_checkpoint import published_config

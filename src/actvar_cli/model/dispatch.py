@@ -146,8 +146,8 @@ def _by_expert(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], common:
 
 def _picked(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], experts: list[int]) -> Tensor:
     """What the ``experts`` make of those rows of ``x`` (n, C) that want them, over their means, summed by row."""
-    on = on[:, experts].T
-    tokens = on.nonzero()[:, 1].split([counts[e] for e in experts])
+    on = on[:, experts]
+    tokens = on.T.nonzero()[:, 1].split([counts[e] for e in experts])
     pieces = [
         (e, piece) for e, index in zip(experts, tokens, strict=True) for piece in index.split(_overhead(ffn).piece)
     ]
@@ -155,8 +155,8 @@ def _picked(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], experts: l
     sizes = [len(piece) + lacking(len(piece), ffn.fc1.weight) for _, piece in pieces]
     made = x.new_empty(sum(sizes), x.shape[1])
     for (e, piece), part in zip(pieces, made.split(sizes), strict=True):
-        index = F.pad(piece, (0, len(part) - len(piece)))
-        ffn.output_of(e, ffn.hidden_of(e, x.index_select(0, index)), -ffn.expert_mean[e], out=part)
+        hidden = ffn.hidden_of(e, x.index_select(0, F.pad(piece, (0, len(part) - len(piece)))))
+        torch.addmm(-ffn.expert_mean[e].to(hidden.dtype), hidden, ffn.weight_of(e).T, out=part)
     if x.device.type == "mps":
         # Before torch 2.10 there are no bags; nor are rows filled up or cut into pieces there.
         out = x.new_zeros(len(x), x.shape[1])
@@ -165,10 +165,15 @@ def _picked(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], experts: l
         return out
     lengths = torch.tensor([len(piece) for _, piece in pieces], device=x.device)
     filled = torch.tensor([0, *accumulate(sizes)][:-1], device=x.device) - (lengths.cumsum(0) - lengths)
-    rank = on.flatten().cumsum(0).view_as(on) - 1
-    place = (torch.arange(sum(map(len, tokens)), device=x.device) + filled.repeat_interleave(lengths))[rank.T[on.T]]
-    ends = F.pad(on.sum(0).cumsum(0), (1, 0))
+    by_token = _by_token(on)
+    place = by_token + filled.repeat_interleave(lengths)[by_token]
+    ends = F.pad(on.sum(1).cumsum(0), (1, 0))
     return F.embedding_bag(place, made, ends, mode="sum", include_last_offset=True)
+
+
+def _by_token(on: Tensor) -> Tensor:
+    """Where each pair of a row and an expert that is ``on`` (n, E), row by row, lies among them sorted by expert."""
+    return (on.T.flatten().cumsum(0).view_as(on.T) - 1).T[on]
 
 
 def _runs(flags: list[bool]) -> Iterator[tuple[int, int]]:
@@ -190,8 +195,7 @@ def grouped(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     y = _grouped_mm(F.gelu(hidden, approximate="tanh"), second, offs=ends) - ffn.expert_mean[expert]
     # Back in the order of tokens, and summed in the order of experts: adding in any order would not give the same
     # picture twice on a GPU.
-    place = on.T.flatten().cumsum(0).view_as(on.T).T[on] - 1
-    total = torch.segment_reduce(y.index_select(0, place), "sum", lengths=on.sum(1), initial=0.0)
+    total = torch.segment_reduce(y.index_select(0, _by_token(on)), "sum", lengths=on.sum(1), initial=0.0)
     return (total + ffn.fc2.bias + ffn.expert_mean.sum(0)).view(shape)
 
 

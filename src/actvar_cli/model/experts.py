@@ -93,16 +93,10 @@ class ExpertFFN(FFN):
         part = self._part(expert, last)
         return linear(x, self.fc1.weight[part], self.fc1.bias[part], gelu=True)
 
-    def output_of(
-        self,
-        expert: int,
-        hidden: Tensor,
-        bias: Tensor | None = None,
-        last: int | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """What comes of the neurons of `hidden_of`, plus ``bias`` (C,): (…, C), into ``out`` if there is one."""
-        weight = self.fc2.weight[:, self._part(expert, last)]
-        if out is not None and bias is not None:
-            return torch.addmm(bias.to(hidden.dtype), hidden, weight.T, out=out)
-        return F.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
+    def output_of(self, expert: int, hidden: Tensor, bias: Tensor | None = None, last: int | None = None) -> Tensor:
+        """What comes of the neurons of `hidden_of`, plus ``bias`` (C,): (…, C)."""
+        return F.linear(hidden, self.weight_of(expert, last), None if bias is None else bias.to(hidden.dtype))
+
+    def weight_of(self, expert: int, last: int | None = None) -> Tensor:
+        """What `output_of` multiplies by, (C, hidden / E)."""
+        return self.fc2.weight[:, self._part(expert, last)]

@@ -58,7 +58,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def _filled_up(weight: Tensor) -> bool:
     """Whether rows that were picked are filled up, and multiplied by oneDNN: not in float32, see `lacking`."""
-    return ONEDNN and weight.device.type == "cpu" and weight.dtype in DTYPES[1:] and not is_exact()
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 in DTYPES and not is_exact()
 
 
 def lacking(rows: int, weight: Tensor) -> int:
