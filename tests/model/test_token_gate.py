@@ -29,7 +29,8 @@ def gated(
             torch.nn.init.normal_(parameter, std=0.5)
         if name.endswith("token_gate.scores"):
             # On the last scale the block is left out, before it is not.
-            parameter.data.copy_(torch.tensor([0.0, 1.0, -1.0]))
+            per_scale = torch.tensor([0.0, 1.0, -1.0])
+            parameter.data.copy_(per_scale if parameter.dim() == 1 else per_scale[:, None])
     model.threshold = 0.0
     return model
 

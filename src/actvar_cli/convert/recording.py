@@ -214,7 +214,7 @@ def record_blocks(
     samples: TeacherSamples,
     *,
     positions: Tensor,
-    per_image: int,
+    per_image: int | None,
     threshold: float,
     generator: torch.Generator,
     progress: Progress,
@@ -222,8 +222,9 @@ def record_blocks(
 ) -> tuple[list[Record], Tensor]:
     """Run teacher-forced over ``samples`` and keep, from every block, ``per_image`` random tokens per image.
 
-    ``positions`` (P,) are the positions of the sequence to choose from. All rows that the model computes take part.
-    Returns the records of the blocks, and the scales (n,) of the tokens.
+    ``positions`` (P,) are the positions of the sequence to choose from; with ``per_image=None`` all of one row of each
+    image are kept, one row after the other. All rows that the model computes take part.
+    Returns the records of the blocks, and the positions (n,) of the tokens.
     """
     length = model.config.tokenizer.num_tokens
     chunks: list[list[Record]] = []
@@ -232,9 +233,12 @@ def record_blocks(
         for i in range(0, len(samples), batch):
             labels, tokens = samples.labels[i : i + batch], samples.tokens[i : i + batch]
             rows, var_input = rows_of(model, labels, tokens)
-            count = per_image * len(labels)
-            choice = torch.randint(len(positions), (count,), generator=generator)
-            row = torch.randint(len(rows), (count,), generator=generator)
+            if per_image is None:
+                choice = torch.arange(len(positions)).repeat(len(labels))
+                row = torch.randint(len(rows), (len(labels),), generator=generator).repeat_interleave(len(positions))
+            else:
+                choice = torch.randint(len(positions), (per_image * len(labels),), generator=generator)
+                row = torch.randint(len(rows), (per_image * len(labels),), generator=generator)
             pick = row.to(model.device) * length + positions.to(model.device)[choice.to(model.device)]
             context: TeacherForced = model.transformer.teacher_forced(threshold, pick=pick)
             model.transformer(rows, var_input, context)
@@ -246,4 +250,4 @@ def record_blocks(
         Record(*(torch.cat([getattr(chunk[b], name) for chunk in chunks]) for name in names))
         for b in range(model.config.transformer.depth)
     ]
-    return made, model.transformer.lvl_1L[0][torch.cat(picked) % length]
+    return made, torch.cat(picked) % length

@@ -53,15 +53,15 @@ def fit_perceptron(net: nn.Module, inputs: Tensor, targets: Tensor, generator: t
 def fit_reconstruction(net: Reconstruction, record: Record) -> float:
     """Fit ``net`` to the updates of ``record`` in closed form; returns the share of their energy that it explains."""
     rest = record.update
-    if net.from_previous:
-        x, y = record.previous - record.previous.mean(0), rest - rest.mean(0)
+    if net.reads_known:
+        x, y = record.known - record.known.mean(0), rest - rest.mean(0)
         net.gain.copy_((x * y).sum(0) / x.square().sum(0).clamp_min(1e-12))
-        rest = rest - net.gain * record.previous
+        rest = rest - net.gain * record.known
     if net.by_rank:
         fit_low_rank(net, record.h, rest)
     elif net.bias is not None:
         net.bias.copy_(rest.mean(0))
-    error = (net(record.h, record.previous) - record.update).square().sum()
+    error = (net(record.h, record.known) - record.update).square().sum()
     return float(1 - error / record.update.square().sum().clamp_min(1e-12))
 
 

@@ -39,7 +39,10 @@ class CostModel:
             return torch.tensor(values, dtype=torch.float32).repeat_interleave(repeats).to(device)
 
         self.computed = spread([c for c, _ in per_token])
-        self.skipped = spread([s + reconstruction_macs(config, 1) for _, s in per_token])
+        self.skipped = spread([s + reconstruction_macs(config, 1, 0) for _, s in per_token])
+        # What a computed token costs where any other of its scale is skipped.
+        self.read = reconstruction_macs(config, 1, 1) - reconstruction_macs(config, 1, 0)
+        self.sizes = sizes
         self.gated = spread(
             [
                 gate_macs(config, 1) if config.token_gate and i in config.token_gate.scales else 0
@@ -69,7 +72,9 @@ class CostModel:
             attention = self.computed
             if made.keep is not None:
                 keep = made.keep.float()
-                attention = keep * self.computed + (1 - keep) * self.skipped + self.gated
+                any_skipped = [(scale < 1).any() * torch.ones_like(scale) for scale in keep.split(self.sizes, dim=1)]
+                computed = self.computed + self.read * torch.cat(any_skipped, dim=1)
+                attention = keep * computed + (1 - keep) * self.skipped + self.gated
                 if not self.skips_attention:
                     ffn = keep * ffn
             work = ffn + attention

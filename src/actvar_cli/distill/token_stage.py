@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from actvar_cli.convert.recording import TeacherSamples, decisions_at, record_blocks
 from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.distill.settings import TokensStage
+from actvar_cli.model.block import Record
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
+from actvar_cli.model.neighbours import mean_of_computed
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR
-from actvar_cli.model.token_gate import StaticGate
+from actvar_cli.model.token_gate import GridGate, Reconstruction, StaticGate, TokenGate, grid_step
 from actvar_cli.progress import Progress
 
 SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 """What is tried to be added to the scores of all gates; with the last, next to nothing is skipped."""
+
+RECORDED = 8192
+"""Tokens that gates and reconstructions are fitted to, about."""
 
 IDLE = 0.85
 """A gate that keeps more than this share of the tokens is not worth asking: around it, attention goes unevenly long."""
@@ -54,8 +61,50 @@ def saving(config: ModelConfig, density: float) -> float:
     assert config.token_gate is not None
     if config.token_gate.skips == "block":
         computed += router_macs(config, 1, experts) + round(density * ffn_macs(config, 1, 1))
-    skipped = attention_macs(config, 0, 1, length) + reconstruction_macs(config, 1)
+    skipped = attention_macs(config, 0, 1, length) + reconstruction_macs(config, 1, 1)
     return (computed - skipped) / ffn_macs(config, 1, experts)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Tokens (n,) that a gate may leave out: ``h`` (n, C) as it sees them, ``record`` as their reconstruction does.
+
+    ``scale`` is theirs; ``step`` 1 where three of four tokens were left out with them, else at most every second one.
+    """
+
+    h: Tensor
+    record: Record
+    scale: Tensor
+    step: Tensor
+
+
+def left_out(net: Reconstruction, record: Record, config: ModelConfig) -> LeftOut:
+    """The tokens of a ``record`` of all gated scales, one row after the other, as they are when left out on a grid.
+
+    Each is once among every second token, of the even or of the odd places.
+    """
+    assert config.token_gate is not None
+    scales = config.token_gate.scales
+    sides = [config.tokenizer.patch_nums[scale] for scale in scales]
+    sizes = [side * side for side in sides]
+
+    def by_scale(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(x.unflatten(0, (-1, sum(sizes))), sizes, dim=1)
+
+    found: list[tuple[Tensor, ...]] = []
+    parts = (by_scale(x) for x in (record.h, record.update, record.known, record.out))
+    for scale, side, h, update, known, out in zip(scales, sides, *parts, strict=True):
+        steps = grid_step(side, h.device)
+        for step, keep in ((0, steps > 0), (1, steps > 1), (-1, steps == 0)):
+            seen, told = h, known
+            if net.from_neighbours:
+                every = keep.expand(h.shape[:2])
+                seen, told = h - mean_of_computed(h, every, side), mean_of_computed(update, every, side)
+            tokens = [x[:, ~keep].flatten(0, 1) for x in (h, seen, update, told, out)]
+            numbers = torch.tensor([scale, step], device=h.device).expand(len(tokens[0]), 2).unbind(1)
+            found.append((*tokens, *numbers))
+    h, seen, update, told, out, of_scale, of_step = (torch.cat(part) for part in zip(*found, strict=True))
+    return LeftOut(h, Record(seen, h[:, :0], h[:, :0], update, told, out), of_scale, of_step)
 
 
 @torch.no_grad()
@@ -77,35 +126,55 @@ def fit_token_gates(
     """
     config = student.transformer.config
     assert config.token_gate is not None
-    positions = student.transformer.gated_positions().nonzero().squeeze(1).cpu()
+    wanted = student.transformer.gated_positions().nonzero().squeeze(1).cpu()
     blocks = student.transformer.stack
     # Without token gates for now: what is recorded is what each block would do to every token.
     for block in blocks:
         block.gated_scales = ()
-    records, scales = record_blocks(
+    whole = config.token_gate.kind == "grid" or "neighbours" in config.token_gate.reconstruction
+    few = samples[torch.arange(min(len(samples), max(1, RECORDED // len(wanted))))] if whole else samples
+    records, positions = record_blocks(
         student,
-        samples,
-        positions=positions,
-        per_image=max(1, 8192 // len(samples)),
+        few,
+        positions=wanted,
+        per_image=None if whole else max(1, RECORDED // len(samples)),
         threshold=threshold,
         generator=generator,
         progress=progress,
     )
+    scales = student.transformer.lvl_1L[0][positions]
     per_expert = math.log(saving(config, density))
     explained: list[float] = []
     with progress.task("fitting token gates", len(blocks)) as task:
         for block, record in zip(blocks, records, strict=True):
             block.gated_scales = config.token_gate.scales
-            explained.append(fit_reconstruction(block.reconstruction, record))
-            stand_in = block.reconstruction(record.h, record.previous)
-            error = relative_energy(stand_in - record.update, record.out) - per_expert
-            if isinstance(block.token_gate, StaticGate):
-                for scale in config.token_gate.scales:
-                    block.token_gate.scores[scale] = error[scales == scale].mean()
-            else:
-                fit_perceptron(block.token_gate, record.h, error, generator)
+            seen = LeftOut(record.h, record, scales, torch.zeros_like(scales))
+            if whole:
+                seen = left_out(block.reconstruction, record, config)
+            explained.append(fit_reconstruction(block.reconstruction, seen.record))
+            stand_in = block.reconstruction(seen.record.h, seen.record.known)
+            error = relative_energy(stand_in - seen.record.update, seen.record.out) - per_expert
+            _fit_gate(block.token_gate, seen, error, generator)
             task.advance(note=f"explains {explained[-1]:.2f}")
     return tuple(explained)
+
+
+def _fit_gate(gate: TokenGate | StaticGate, seen: LeftOut, error: Tensor, generator: torch.Generator) -> None:
+    """Fit ``gate`` to the ``error`` (n,) of the tokens ``seen``, the log of what leaving one out costs."""
+    once = seen.step < 1
+    if isinstance(gate, GridGate):
+        for scale in seen.scale.unique().tolist():
+            half, quarter = (error[(seen.scale == scale) & (seen.step == step)].mean().exp() for step in (0, 1))
+            steps = grid_step(gate.patch_nums[scale], error.device)
+            first, more = (steps == 0).sum(), (steps == 1).sum()
+            # In the second step those that were left out before are rebuilt from fewer neighbours.
+            added = ((first + more) * quarter - first * half) / more.clamp_min(1)
+            gate.scores[scale] = torch.stack((half, torch.maximum(added, half))).log()
+    elif isinstance(gate, StaticGate):
+        for scale in seen.scale.unique().tolist():
+            gate.scores[scale] = error[once & (seen.scale == scale)].mean()
+    else:
+        fit_perceptron(gate, seen.h[once], error[once], generator)
 
 
 @torch.no_grad()
@@ -133,11 +202,11 @@ def weigh_gates(student: ActVAR, divergence: Callable[[], float]) -> float:
 def drop_idle_gates(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 16) -> ActVAR:
     """``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see.
 
-    Gates of the other kinds stay: they leave out equally many tokens of every row.
+    Of the other kinds but `grid` gates stay: they leave out equally many tokens of every row.
     """
     gate = student.config.token_gate
     assert gate is not None
-    if gate.kind != "learned":
+    if gate.kind not in ("learned", "grid"):
         return student
     gated = student.transformer.gated_positions()
     decisions = decisions_at(student, samples, threshold, images)

@@ -16,6 +16,7 @@ from actvar_cli.model.counters import WorkCounter, is_exact
 from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.kernels.usable import preferred
+from actvar_cli.model.neighbours import Around
 from actvar_cli.model.router import router_of, straight_through
 from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update, previous_updates
 
@@ -49,15 +50,15 @@ class Record:
 
     ``h`` is the block's input after AdaLN, ``h_ffn`` the FFN's input after AdaLN, ``gain`` the FFN's g2, ``update``
     what is added when the token is computed, by the block or, where a gate skips that alone, by its attention,
-    ``previous`` the same of the scale before at the same place, (n, 0) if its reconstruction does not read that,
-    ``out`` what comes of it.
+    ``known`` the same of the scale before at the same place, (n, 0) if its reconstruction does not read that, ``out``
+    what comes of it.
     """
 
     h: Tensor
     h_ffn: Tensor
     gain: Tensor
     update: Tensor
-    previous: Tensor
+    known: Tensor
     out: Tensor
 
 
@@ -118,11 +119,12 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
-        self.from_previous = self.skips_attention = False
+        self.from_previous = self.from_neighbours = self.skips_attention = False
         if config.token_gate and self.gated_scales:
             self.token_gate = gate_of(config)
             self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate)
             self.from_previous = self.reconstruction.from_previous
+            self.from_neighbours = self.reconstruction.from_neighbours
             self.skips_attention = config.token_gate.skips == "attention"
 
     def condition(self, cond: Tensor) -> Tensor:
@@ -189,17 +191,21 @@ class Block(nn.Module):
 
     def _stand_in(self, x: Tensor, y: Tensor, h: Tensor, keep: Tensor) -> Tensor:
         """``y``, what a whole sequence ``x`` has become, with stand-ins for what was not kept."""
-        if not self.from_previous:
+        if not (self.from_previous or self.from_neighbours):
             return torch.where(keep.unsqueeze(-1), y, x + self.reconstruction(h))
-        # Each scale's are made from what the scale before really added.
+        # Each scale's are made from what the scale before really added, or those around that are computed.
         sizes = [pn * pn for pn in self.patch_nums]
         out = list(y.split(sizes, dim=1))
         for scale in self.gated_scales:
             here = slice(sum(sizes[:scale]), sum(sizes[: scale + 1]))
-            before = out[scale - 1] - x[:, here.start - sizes[scale - 1] : here.start]
-            previous = previous_update(before, *self.patch_nums[scale - 1 : scale + 1])
-            stand_in = x[:, here] + self.reconstruction(h[:, here], previous)
-            out[scale] = torch.where(keep[:, here, None], out[scale], stand_in)
+            if self.from_neighbours:
+                update = out[scale] - x[:, here]
+                rebuilt = self.reconstruction.around(h[:, here], update, keep[:, here], self.patch_nums[scale])
+            else:
+                before = out[scale - 1] - x[:, here.start - sizes[scale - 1] : here.start]
+                previous = previous_update(before, *self.patch_nums[scale - 1 : scale + 1])
+                rebuilt = self.reconstruction(h[:, here], previous)
+            out[scale] = torch.where(keep[:, here, None], out[scale], x[:, here] + rebuilt)
         return torch.cat(out, dim=1)
 
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
@@ -222,11 +228,14 @@ class Block(nn.Module):
             # One gather of all AdaLN parameters, as wide rows, is much faster than one for each.
             wide = ada[:, [0, 1, 3, 5]].flatten(1).index_select(0, index // x.shape[1])
             gain1, gain2, scale, shift = wide.chunk(4, dim=1)
-            y = torch.addcmul(x.flatten(0, 1).index_select(0, index), gain1, attended)
+            before = x.flatten(0, 1).index_select(0, index)
+            y = torch.addcmul(before, gain1, attended)
             if not self.skips_attention:
                 y = self._with_ffn(y, gain2, scale, shift, context)
+            rebuilt = self._rebuilt(h, keep, rest, y - before, context)
             made = torch.empty_like(x).flatten(0, 1).index_copy_(0, index, y)
-            out = middle = made.index_copy_(0, rest, self._stand_ins(x, h, rest, context)).view_as(x)
+            stand_ins = x.flatten(0, 1).index_select(0, rest) + rebuilt
+            out = middle = made.index_copy_(0, rest, stand_ins).view_as(x)
             if self.skips_attention:
                 out = self._with_ffn(middle, g2, scale2, shift2, context)
         if context.counter:
@@ -235,11 +244,18 @@ class Block(nn.Module):
             context.cache.updates[self.index] = (middle if self.skips_attention else out) - x
         return out
 
-    def _stand_ins(self, x: Tensor, h: Tensor, rest: Tensor, context: Sampling) -> Tensor:
-        """What the tokens ``rest`` (n,) of ``x`` (R, l, C) become without being computed, (n, C)."""
+    def _rebuilt(self, h: Tensor, keep: Tensor, rest: Tensor, update: Tensor, context: Sampling) -> Tensor:
+        """What stands in for the update of the tokens ``rest`` (n,) of ``h`` (R, l, C), (n, C).
+
+        ``update`` (m, C) is that of the tokens to ``keep`` (R, l), in their order.
+        """
+        net: Reconstruction = self.reconstruction
+        if self.from_neighbours:
+            around = Around(keep, rest, self.patch_nums[context.scale])
+            inner, place = net.inner(h).flatten(0, 1), keep.flatten().cumsum(0) - 1
+            return net.outer(inner.index_select(0, rest) - around.mean(inner), around.mean(update, place))
         previous = self.previous(context).flatten(0, 1).index_select(0, rest) if self.from_previous else None
-        rebuilt: Tensor = self.reconstruction(h.flatten(0, 1).index_select(0, rest), previous)
-        return x.flatten(0, 1).index_select(0, rest) + rebuilt
+        return net(h.flatten(0, 1).index_select(0, rest), previous)  # type: ignore[no-any-return]
 
     def previous(self, context: Sampling) -> Tensor:
         """The update of the scale before at the places of this one, (R, l, C)."""

@@ -113,13 +113,15 @@ RouterKind = Literal["learned", "relative", "static", "random", "none"]
 BY_TOKEN: tuple[RouterKind, ...] = ("learned", "relative")
 """The routers that look at the token, and take products to do so."""
 
-GateKind = Literal["learned", "static", "position", "deviation"]
+GateKind = Literal["learned", "grid", "static", "position", "deviation"]
 """How a token gate scores a token; see `model.token_gate`."""
 
 SkippedPart = Literal["block", "attention"]
 """What a skipped token goes without: the whole block, or its attention."""
 
-ReconstructionKind = Literal["low-rank", "constant", "identity", "previous", "previous+low-rank"]
+ReconstructionKind = Literal[
+    "low-rank", "constant", "identity", "previous", "previous+low-rank", "neighbours", "neighbours+low-rank"
+]
 """What stands in for the update of a skipped token; see `model.token_gate`."""
 
 

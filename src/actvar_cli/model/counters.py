@@ -62,11 +62,13 @@ def gate_macs(config: ModelConfig, tokens: int) -> int:
     return tokens * config.token_gate.gate_dim * (config.transformer.embed_dim + 1)
 
 
-def reconstruction_macs(config: ModelConfig, tokens: int) -> int:
-    """MACs of standing in for ``tokens`` skipped tokens."""
+def reconstruction_macs(config: ModelConfig, skipped: int, computed: int) -> int:
+    """MACs of standing in for ``skipped`` tokens of a scale, of which ``computed`` others are computed."""
     if not config.token_gate or "low-rank" not in config.token_gate.reconstruction:
         return 0
-    return tokens * 2 * config.transformer.embed_dim * config.token_gate.rank
+    # What neighbours say is told apart from what they are by the first half of the map, of all tokens.
+    read = skipped + computed if skipped and "neighbours" in config.token_gate.reconstruction else skipped
+    return (read + skipped) * config.transformer.embed_dim * config.token_gate.rank
 
 
 def adaln_macs(config: ModelConfig, rows: int) -> int:
@@ -134,7 +136,7 @@ class WorkCounter:
         self.tokens[block, scale][0] += computed
         self.tokens[block, scale][1] += computed + skipped
         self.macs["attention", scale] += attention_macs(self.config, computed, skipped, length)
-        self.macs["reconstruction", scale] += reconstruction_macs(self.config, skipped)
+        self.macs["reconstruction", scale] += reconstruction_macs(self.config, skipped, computed)
 
     def experts(self, block: int, scale: int, tokens: int, on: Tensor | None) -> None:
         """Count one block's FFN over ``tokens`` tokens with the experts ``on`` (tokens, E); ``None`` is all of them."""

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.deciding import Decider, Perceptron
+from actvar_cli.model.neighbours import mean_of_computed
 from actvar_cli.model.products import Linear
 
 
@@ -67,6 +69,32 @@ class PositionGate(StaticGate):
         return super().score(x, *scale) + order
 
 
+class GridGate(StaticGate):
+    """Every second token of a scale is left out, or three of four, on a fixed grid; a score for each of the two steps.
+
+    The other tokens are always computed, so that every token has a computed one beside it. ``scores`` is (scales, 2).
+    """
+
+    def __init__(self, patch_nums: Sequence[int]) -> None:
+        super().__init__(len(patch_nums))
+        self.scores = nn.Parameter(torch.zeros(len(patch_nums), 2))
+        self.patch_nums = tuple(patch_nums)
+
+    def score(self, x: Tensor, *scale: Any) -> Tensor:
+        """That of the step in which a token is left out; infinite where it never is."""
+        scales = [scale[0]] if isinstance(scale[0], int) else range(len(self.patch_nums))
+        steps = F.pad(self.scores.detach(), (0, 1), value=torch.inf)
+        made = torch.cat([steps[s, grid_step(self.patch_nums[s], x.device)] for s in scales])
+        return made.expand(x.shape[:-1])
+
+
+def grid_step(side: int, device: torch.device) -> Tensor:
+    """In which step a position (side²,) is left out: 0, every second one; 1, half of the others; 2, never."""
+    place = torch.arange(side, device=device) % 2
+    rows, columns = place[:, None], place
+    return torch.where(rows == columns, 2 - rows, 0).flatten()
+
+
 class DeviationGate(StaticGate):
     """A token is left out for how little it differs from the mean of its scale: FastVAR's choice (arXiv 2503.23367)."""
 
@@ -100,7 +128,8 @@ class Reconstruction(nn.Module):
 
     ``low-rank``: a low-rank linear map of the input. ``constant``: the same for all tokens. ``identity``: none.
     ``previous``: the update of the scale before at the same place, times a gain for each channel, plus a constant.
-    ``previous+low-rank``: the sum of both.
+    ``previous+low-rank``: the sum of both. ``neighbours``: the mean update of the computed tokens around, likewise.
+    ``neighbours+low-rank``: that, and a low-rank map of how the input differs from the mean of theirs.
     """
 
     def __init__(self, dim: int, gate: TokenGateConfig) -> None:
@@ -112,21 +141,40 @@ class Reconstruction(nn.Module):
             self.up = Linear(gate.rank, dim)
         elif kind != "identity":
             self.bias = nn.Parameter(torch.zeros(dim))
-        if self.from_previous:
+        self.from_neighbours = "neighbours" in kind
+        self.reads_known = self.from_previous or self.from_neighbours
+        if self.reads_known:
             self.gain = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, h: Tensor, previous: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, known: Tensor | None = None) -> Tensor:
         """Map (…, C) to the update (…, C).
 
-        ``previous`` (…, C), from `previous_update`, is that of the scale before, for the kinds that read it.
+        ``known`` (…, C), for the kinds that read it, is the update of the scale before, from `previous_update`, or the
+        mean of those around; to the latter belongs an ``h`` from which their mean was taken.
         """
-        made = self.up(self.down(h.to(self.down.weight.dtype))) if self.by_rank else torch.zeros_like(h)
+        return self.outer(self.inner(h), known)
+
+    def inner(self, h: Tensor) -> Tensor:
+        """The first half, a linear map without a constant: (…, C) to (…, rank), or as it is where there is no map."""
+        return self.down(h.to(self.down.weight.dtype)) if self.by_rank else h
+
+    def outer(self, inner: Tensor, known: Tensor | None = None) -> Tensor:
+        """The second half: what `inner` made, (…, rank), and what is ``known`` (…, C), to the update (…, C)."""
+        made: Tensor = self.up(inner) if self.by_rank else torch.zeros_like(inner)
         if self.bias is not None:
             made = made + self.bias
-        if self.from_previous:
-            assert previous is not None
-            made = made + self.gain * previous
+        if self.reads_known:
+            assert known is not None
+            made = made + self.gain * known
         return made
+
+    def around(self, h: Tensor, update: Tensor, keep: Tensor, side: int) -> Tensor:
+        """What would stand in for each token (R, side², C) of a scale, by the ``update`` of those to ``keep``.
+
+        For the kinds that look at neighbours; ``keep`` (R, side²).
+        """
+        inner = self.inner(h)
+        return self.outer(inner - mean_of_computed(inner, keep, side), mean_of_computed(update, keep, side))
 
 
 def previous_update(update: Tensor, before: int, side: int) -> Tensor:
@@ -147,6 +195,8 @@ def gate_of(config: ModelConfig) -> TokenGate | StaticGate:
     assert config.token_gate is not None
     if config.token_gate.kind == "static":
         return StaticGate(len(config.tokenizer.patch_nums))
+    if config.token_gate.kind == "grid":
+        return GridGate(config.tokenizer.patch_nums)
     if config.token_gate.kind == "position":
         return PositionGate(config.tokenizer.patch_nums)
     if config.token_gate.kind == "deviation":

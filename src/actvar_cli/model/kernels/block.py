@@ -38,17 +38,28 @@ def sample(block: Block, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
         keep = block.token_gate(h, context.scale, above=context.threshold)
         picked = tiles_of(keep.flatten().unsqueeze(1), TILE)
     update = Update(g1, block.attn(h, cache=context.cache, kernels=True, picked=picked))
-    rest: tuple[Tensor, ...] = ()
-    if keep is not None:
-        rest = keep, x, block.reconstruction(h, block.previous(context) if block.from_previous else None)
-        if block.skips_attention:
-            update, rest, keep, picked = Update(update.gain, update.added, *rest), (), None, None
+    if keep is not None and block.skips_attention:
+        update = _with_stand_ins(block, x, x, update, h, keep, context)
+        keep = picked = None
     y, h2 = sum_adaln(x, update, scale2, shift2, block.eps, dtype)
-    context.update = Update(g2, _ffn(block, h2, context, keep, picked), *rest)
+    update = Update(g2, _ffn(block, h2, context, keep, picked))
+    context.update = update if keep is None else _with_stand_ins(block, x, y, update, h, keep, context)
     if block.from_previous and context.scale + 1 in block.gated_scales:
         after = y if block.skips_attention else sum_adaln(y, context.update, scale1, shift1, block.eps, dtype)[0]
         context.cache.updates[block.index] = after - x
     return y
+
+
+def _with_stand_ins(
+    block: Block, x: Tensor, y: Tensor, update: Update, h: Tensor, keep: Tensor, context: Sampling
+) -> Update:
+    """The ``update`` of ``y`` for tokens to ``keep`` (R, l); others become ``x`` plus what is rebuilt."""
+    if block.from_neighbours:
+        whole = y - x + update.gain * update.added
+        rebuilt = block.reconstruction.around(h, whole, keep, block.patch_nums[context.scale])
+    else:
+        rebuilt = block.reconstruction(h, block.previous(context) if block.from_previous else None)
+    return Update(update.gain, update.added, keep, x, rebuilt)
 
 
 def attend(attn: SelfAttention, h: Tensor, cache: KVCache, picked: Tiles | None) -> Tensor:
