@@ -182,7 +182,10 @@ def test_attention_can_be_left_as_it_was(converted: ActVAR) -> None:
     assert not torch.equal(before.blocks[0].ffn.fc1.weight, after.blocks[0].ffn.fc1.weight)
 
 
-@pytest.mark.parametrize(("gate", "reconstruction"), [("static", "low-rank"), ("position", "previous+low-rank")])
+@pytest.mark.parametrize(
+    ("gate", "reconstruction"),
+    [("static", "low-rank"), ("position", "previous+low-rank"), ("grid", "neighbours+low-rank")],
+)
 def test_other_kinds_of_gates_reach_a_budget_too(gate: GateKind, reconstruction: ReconstructionKind) -> None:
     student = convert(teacher_model(), ConvertSettings(experts=4, images=16, router="none")).model
     few = settings(steps=2, budget=0.8)

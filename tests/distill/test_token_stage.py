@@ -6,7 +6,8 @@ import torch
 
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.distill.settings import TokensStage
-from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, saving, weigh_gates
+from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, saving, weigh_gates
+from actvar_cli.model.config import ReconstructionKind
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
@@ -60,3 +61,44 @@ def test_skipping_attention_alone_saves_less_than_skipping_the_block() -> None:
         saved[skips] = saving(model.config, density=0.5)
     # The difference is what the token would have done in the router and in half of the four experts.
     assert 2 < saved["block"] - saved["attention"] < 2.5
+
+
+def fitted(model: ActVAR, reconstruction: ReconstructionKind) -> tuple[ActVAR, tuple[float, ...]]:
+    """The ``model`` with grid gates for attention, and which share of its updates their reconstructions explain."""
+    samples = draw_samples(tiny_model(), 24, seed=0, progress=Progress())
+    stage = TokensStage(rank=2, scales=2, gate="grid", reconstruction=reconstruction)
+    student = add_token_gates(model, stage)
+    generator = torch.Generator().manual_seed(0)
+    explained = fit_token_gates(student, samples, threshold=0.0, density=0.5, generator=generator, progress=Progress())
+    return student, explained
+
+
+def test_where_attention_does_the_same_to_all_a_grid_of_tokens_says_it() -> None:
+    model = tiny_model(experts=True)
+    for block in model.transformer.stack:
+        # Without queries every token attends to all others alike.
+        torch.nn.init.zeros_(block.attn.mat_qkv.weight.data[:32])
+        torch.nn.init.zeros_(block.attn.q_bias)
+    student, explained = fitted(model, "neighbours")
+    assert min(explained) > 0.999
+    for block in student.transformer.stack:
+        assert bool((block.token_gate.scores[1:] < -10).all())
+
+
+def test_leaving_out_three_of_four_tokens_is_never_said_to_be_cheaper_than_half() -> None:
+    student, explained = fitted(tiny_model(experts=True), "neighbours+low-rank")
+    for block in student.transformer.stack:
+        assert bool((block.token_gate.scores[:, 1] >= block.token_gate.scores[:, 0]).all())
+    # What a token is, and what those around became, together say more than either.
+    assert explained[1] > max(fitted(tiny_model(experts=True), kind)[1][1] for kind in ("neighbours", "low-rank"))
+
+
+def test_a_grid_gate_that_leaves_out_nothing_is_taken_out() -> None:
+    student, _ = fitted(tiny_model(experts=True), "neighbours")
+    first, second = student.transformer.stack
+    first.token_gate.scores.data.fill_(50.0)
+    second.token_gate.scores.data.fill_(-50.0)
+    samples = draw_samples(tiny_model(), 8, seed=0, progress=Progress())
+    fewer = drop_idle_gates(student, samples, threshold=0.0)
+    assert fewer.config.token_gate is not None
+    assert fewer.config.token_gate.blocks == (1,)

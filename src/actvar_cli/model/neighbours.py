@@ -20,6 +20,13 @@ def nearness(side: int, device: torch.device) -> Tensor:
     return torch.kron(near, near).fill_diagonal_(0).float()
 
 
+@lru_cache
+def _nearest(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The 8 tokens (side², 8) with the largest `nearness` to each, and that; of a small scale there are fewer."""
+    found = nearness(side, device).topk(min(8, side * side), dim=1)
+    return found.indices, found.values
+
+
 def mean_of_computed(x: Tensor, keep: Tensor, side: int) -> Tensor:
     """For every token of ``x`` (R, side², C) the mean of those around it that are to ``keep`` (R, side²); else 0."""
     weights = nearness(side, x.device) * keep.unsqueeze(1)
@@ -35,11 +42,10 @@ class Around:
     """
 
     def __init__(self, keep: Tensor, rest: Tensor, side: int) -> None:
-        near = nearness(side, keep.device)
-        row = rest - rest % len(near)
-        order = near.argsort(dim=1, descending=True)[:, :8]
-        index = row[:, None] + order[rest % len(near)]
-        weights = near.gather(1, order)[rest % len(near)] * keep.flatten()[index]
+        tokens, near = _nearest(side, keep.device)
+        place = rest % len(tokens)
+        index = (rest - place)[:, None] + tokens[place]
+        weights = near[place] * keep.flatten()[index]
         used = weights > 0
         self.index, counts = index[used], used.sum(1)
         self.weights = (weights / weights.sum(1, keepdim=True).clamp_min(1))[used]

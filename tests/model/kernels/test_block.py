@@ -61,6 +61,8 @@ def test_the_same_logits(kind: dict[str, Any], threshold: float | None, calls: l
         {"reconstruction": "previous"},
         {"reconstruction": "previous+low-rank", "skips": "attention"},
         {"kind": "deviation"},
+        {"reconstruction": "neighbours+low-rank"},
+        {"reconstruction": "neighbours", "skips": "attention"},
     ],
     ids=lambda gate: "+".join(gate.values()),
 )
