@@ -16,22 +16,9 @@ import re
 import shutil
 import statistics
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results"
-
-OURS = ("ours", "shipped")
-"""The variants of benchmarks/quality.yaml that are the product itself."""
-
-PARTS = ("shipped", "ours", "experts", "gates")
-"""The variants that are the product and its parts."""
-
-
-def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+from quality_tables import compared, demo_quality, draw_compared, reconstruction, student
+from tables import RESULTS, ROOT, markdown, read
 
 
 def fill(page: Path, name: str, text: str) -> None:
@@ -41,16 +28,6 @@ def fill(page: Path, name: str, text: str) -> None:
     if not marked.search(content):
         raise SystemExit(f"{page.name} has no markers {name}:begin and {name}:end")
     page.write_text(marked.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", content))
-
-
-def plus_minus(mean: float, sd: float, digits: int) -> str:
-    """A mean and its standard deviation, as the pages show them."""
-    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
-
-
-def read(name: str) -> Any:
-    """A result file."""
-    return json.loads((RESULTS / name).read_text())
 
 
 def keep_demo(run: Path) -> None:
@@ -106,36 +83,6 @@ def trained() -> str:
         ("training, minutes on two CPU cores, of which on one alone", f"{minutes(1, 2):.0f}, {minutes(1):.0f}"),
     ]
     return markdown(("`var-fashion`", ""), rows)
-
-
-def quality() -> str:
-    """The demo's result at more samples and seeds, at every budget it was trained for."""
-    r = read("demo_quality.json")
-
-    def cell(value: dict[str, float], digits: int) -> str:
-        if len(r["seeds"]) > 1:
-            return plus_minus(value["mean"], value["sd"], digits)
-        return f"{value['mean']:.{digits}f}"
-
-    def row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-        compressed = "kl" in found
-        return (
-            name,
-            cell(found["cost"], 3),
-            cell(found["distance"], 3),
-            cell(found["distance_ratio"], 2) if compressed else "",
-            cell(found["accuracy"], 3),
-            cell(found["kl"], 3) if compressed else "",
-            f"{found['speedup']:.2f}" if compressed else "1.00",
-        )
-
-    rows = [row("dense", r["dense"]), *(row(f"`--budget {b['budget']:g}`", b) for b in r["budgets"])]
-    seeds = ", ".join(map(str, r["seeds"]))
-    note = (
-        f"{r['count']:,} samples from each model under each seed ({seeds}); mean ± standard deviation over the seeds."
-    )
-    header = ("", "cost", "Fréchet distance", "by dense", "class accuracy", "KL to dense", "speed-up")
-    return markdown(header, rows) + "\n\n" + note
 
 
 def large_files() -> str:
@@ -287,79 +234,6 @@ def guidance() -> str:
     return markdown(("rows", "cost", "Fréchet distance", "class accuracy", "KL to two rows"), rows) + "\n\n" + note
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Mean and standard deviation."""
-    return plus_minus(statistics.mean(values), statistics.stdev(values), digits)
-
-
-def against(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> tuple[str, str, str]:
-    """Cost, distance by the ``teacher``'s under the same seeds, and class accuracy of ``runs``, as pages show them."""
-    ratios = [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
-    cost = statistics.mean(run["cost"] for run in runs)
-    return f"{cost:.3f}", spread(ratios, 2), spread([100 * run["accuracy"] for run in runs], 1)
-
-
-def compared(file: str) -> str:
-    """Every variant at every budget, from a result of benchmarks/quality.py: a table for each budget."""
-    r = read(file)
-    teacher = r["teacher"]["runs"]
-    rows: dict[float, list[tuple[str, ...]]] = {}
-    for name, variant in r["variants"].items():
-        for cell in variant["cells"]:
-            runs = cell["runs"]
-            cost = statistics.mean(run["cost"] for run in runs)
-            # One row cannot spend a budget above half: what it does at its most is shown there for ours alone.
-            if cost < 0.9 * cell["budget"] and name not in OURS:
-                continue
-            rows.setdefault(cell["budget"], []).append(
-                (
-                    f"`{name}`: {variant['what']}",
-                    *against(runs, teacher),
-                    f"{cell['kl']:.3f}",
-                    f"{cell['kl_own']:.3f}",
-                )
-            )
-    header = ("", "cost", "distance by dense", "class accuracy, %", "KL to dense", "the same on own samples")
-    tables = [
-        f"Budget {budget:g}:\n\n{markdown(header, found)}" for budget, found in sorted(rows.items(), reverse=True)
-    ]
-    note = (
-        f"{r['count']:,} samples under each of {len(r['seeds'])} seeds, mean ± standard deviation; dense: distance "
-        f"{spread([t['distance'] for t in teacher], 3)}, class accuracy "
-        f"{spread([100 * t['accuracy'] for t in teacher], 1)} %. {r['device']}, torch {r['torch']}."
-    )
-    return "\n\n".join([*tables, note])
-
-
-def student(file: str) -> str:
-    """The shipped student at its budgets, from a result of benchmarks/quality.py with it alone."""
-    r = read(file)
-    teacher = r["teacher"]["runs"]
-    cost, _, accuracy = against(teacher, teacher)
-    rows = [("dense", cost, "1", accuracy, "")]
-    for cell in sorted(r["variants"]["shipped"]["cells"], key=lambda cell: -cell["budget"]):
-        rows.append((f"`--budget {cell['budget']:g}`", *against(cell["runs"], teacher), f"{cell['kl']:.3f}"))
-    header = ("", "cost", "Fréchet distance by dense", "class accuracy, %", "KL to dense")
-    note = f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; mean ± standard deviation."
-    return markdown(header, rows) + "\n\n" + note
-
-
-def draw_compared(file: str, picture: Path) -> None:
-    """Cost against KL to the dense model, a line for each variant."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    for number, (name, variant) in enumerate(read(file)["variants"].items()):
-        points = [(statistics.mean(r["cost"] for r in c["runs"]), c["kl"]) for c in variant["cells"]]
-        style = "-" if name in PARTS else "--" if number < 10 else ":"
-        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=f"C{number % 10}", label=name)
-    axes.set(xlabel="cost, transformer FLOPs by dense", ylabel="KL to the dense model, nats per token", yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(picture, dpi=110)
-
-
 def main() -> None:
     """Copy and rewrite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -372,10 +246,12 @@ def main() -> None:
     results = ROOT / "docs/results.md"
     fill(results, "demo", demo())
     fill(results, "trained", trained())
-    fill(results, "quality", quality())
+    fill(results, "quality", demo_quality())
     fill(results, "guidance", guidance())
     fill(results, "shipped", compared("shipped.json"))
     fill(results, "compared", compared("quality.json"))
+    fill(results, "half", compared("quality_half.json"))
+    fill(results, "reconstruction", reconstruction())
     draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
     fill(results, "profiles", profiles())

@@ -40,8 +40,8 @@ class TokensStage(Frozen):
     gate: Annotated[
         GateKind,
         Field(
-            description="what decides: the token (learned), its scale and block (static), its position, how far it is "
-            "from the mean of its scale (deviation)"
+            description="what decides: the token (learned), a fixed grid (grid), its scale and block (static), its "
+            "position, how far it is from the mean of its scale (deviation)"
         ),
     ] = "learned"
     skips: Annotated[SkippedPart, Field(description="what a skipped token goes without")] = "attention"

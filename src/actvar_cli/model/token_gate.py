@@ -7,6 +7,7 @@ with. Source: ActVAR (arXiv 2511.12893) for the gate; the reconstruction is ours
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ class GridGate(StaticGate):
         return made.expand(x.shape[:-1])
 
 
+@lru_cache
 def grid_step(side: int, device: torch.device) -> Tensor:
     """In which step a position (side²,) is left out: 0, every second one; 1, half of the others; 2, never."""
     place = torch.arange(side, device=device) % 2

@@ -1,0 +1,129 @@
+"""The tables and the picture of cost against quality, for update_docs.py."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from tables import markdown, plus_minus, read, spread
+
+OURS = ("ours", "shipped")
+"""The variants of benchmarks/quality.yaml that are the product itself."""
+
+PARTS = ("shipped", "ours", "experts", "gates")
+"""The variants that are the product and its parts."""
+
+
+def demo_quality() -> str:
+    """The demo's result at more samples and seeds, at every budget it was trained for."""
+    r = read("demo_quality.json")
+
+    def cell(value: dict[str, float], digits: int) -> str:
+        if len(r["seeds"]) > 1:
+            return plus_minus(value["mean"], value["sd"], digits)
+        return f"{value['mean']:.{digits}f}"
+
+    def row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+        compressed = "kl" in found
+        return (
+            name,
+            cell(found["cost"], 3),
+            cell(found["distance"], 3),
+            cell(found["distance_ratio"], 2) if compressed else "",
+            cell(found["accuracy"], 3),
+            cell(found["kl"], 3) if compressed else "",
+            f"{found['speedup']:.2f}" if compressed else "1.00",
+        )
+
+    rows = [row("dense", r["dense"]), *(row(f"`--budget {b['budget']:g}`", b) for b in r["budgets"])]
+    seeds = ", ".join(map(str, r["seeds"]))
+    note = (
+        f"{r['count']:,} samples from each model under each seed ({seeds}); mean ± standard deviation over the seeds."
+    )
+    header = ("", "cost", "Fréchet distance", "by dense", "class accuracy", "KL to dense", "speed-up")
+    return markdown(header, rows) + "\n\n" + note
+
+
+def against(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> tuple[str, str, str]:
+    """Cost, distance by the ``teacher``'s under the same seeds, and class accuracy of ``runs``, as pages show them."""
+    ratios = [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
+    cost = statistics.mean(run["cost"] for run in runs)
+    return f"{cost:.3f}", spread(ratios, 2), spread([100 * run["accuracy"] for run in runs], 1)
+
+
+def compared(file: str) -> str:
+    """Every variant at every budget, from a result of benchmarks/quality.py: a table for each budget."""
+    r = read(file)
+    teacher = r["teacher"]["runs"]
+    rows: dict[float, list[tuple[str, ...]]] = {}
+    for name, variant in r["variants"].items():
+        for cell in variant["cells"]:
+            runs = cell["runs"]
+            cost = statistics.mean(run["cost"] for run in runs)
+            # One row cannot spend a budget above half: what it does at its most is shown there for ours alone.
+            if cost < 0.9 * cell["budget"] and name not in OURS:
+                continue
+            rows.setdefault(cell["budget"], []).append(
+                (
+                    f"`{name}`: {variant['what']}",
+                    *against(runs, teacher),
+                    f"{cell['kl']:.3f}",
+                    f"{cell['kl_own']:.3f}",
+                )
+            )
+    header = ("", "cost", "distance by dense", "class accuracy, %", "KL to dense", "the same on own samples")
+    tables = [
+        f"Budget {budget:g}:\n\n{markdown(header, found)}" for budget, found in sorted(rows.items(), reverse=True)
+    ]
+    note = (
+        f"{r['count']:,} samples under each of {len(r['seeds'])} seeds, mean ± standard deviation; dense: distance "
+        f"{spread([t['distance'] for t in teacher], 3)}, class accuracy "
+        f"{spread([100 * t['accuracy'] for t in teacher], 1)} %. {r['device']}, torch {r['torch']}."
+    )
+    return "\n\n".join([*tables, note])
+
+
+def student(file: str) -> str:
+    """The shipped student at its budgets, from a result of benchmarks/quality.py with it alone."""
+    r = read(file)
+    teacher = r["teacher"]["runs"]
+    cost, _, accuracy = against(teacher, teacher)
+    rows = [("dense", cost, "1", accuracy, "")]
+    for cell in sorted(r["variants"]["shipped"]["cells"], key=lambda cell: -cell["budget"]):
+        rows.append((f"`--budget {cell['budget']:g}`", *against(cell["runs"], teacher), f"{cell['kl']:.3f}"))
+    header = ("", "cost", "Fréchet distance by dense", "class accuracy, %", "KL to dense")
+    note = f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; mean ± standard deviation."
+    return markdown(header, rows) + "\n\n" + note
+
+
+def reconstruction() -> str:
+    """What each kind of reconstruction explains, by block."""
+    r = read("reconstruction.json")
+    blocks = range(len(r["explained"]["constant"]["half"]))
+    rows = [
+        (f"`{kind}`", left_out, *(f"{100 * share:.0f}" for share in found))
+        for left_out in ("half", "three of four")
+        for kind, by_step in r["explained"].items()
+        if kind != "identity" and (found := by_step[left_out])
+    ]
+    note = (
+        f"`{r['model']}` at a budget of {r['budget']:g}, rank {r['rank']}, {r['images']} pictures; torch {r['torch']}."
+    )
+    return markdown(("", "left out", *(f"block {block}" for block in blocks)), rows) + "\n\n" + note
+
+
+def draw_compared(file: str, picture: Path) -> None:
+    """Cost against KL to the dense model, a line for each variant."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, variant) in enumerate(read(file)["variants"].items()):
+        points = [(statistics.mean(r["cost"] for r in c["runs"]), c["kl"]) for c in variant["cells"]]
+        style = "-" if name in PARTS else "--" if number < 10 else ":"
+        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=f"C{number % 10}", label=name)
+    axes.set(xlabel="cost, transformer FLOPs by dense", ylabel="KL to the dense model, nats per token", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(picture, dpi=110)

@@ -1,0 +1,32 @@
+"""What the tables of the pages have in common."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+
+
+def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def plus_minus(mean: float, sd: float, digits: int) -> str:
+    """A mean and its standard deviation, as the pages show them."""
+    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def read(name: str) -> Any:
+    """A result file."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation."""
+    return plus_minus(statistics.mean(values), statistics.stdev(values), digits)
