@@ -64,3 +64,13 @@ def test_a_grid_gate_leaves_out_every_second_token_and_then_three_of_four() -> N
     # In a whole sequence each scale has its own grid and scores.
     scales = torch.tensor([0] + 4 * [1] + 16 * [2])
     assert torch.equal(gate(torch.randn(2, 21, 8), scales)[:, 5:], gate(h, 2))
+
+
+def test_what_sampling_left_in_the_cache_can_be_trained_with() -> None:
+    keep = torch.tensor([[True, False, False, True]])
+    with torch.inference_mode():
+        mean_of_computed(torch.ones(1, 4, 2), keep, 2)
+    x = torch.ones(1, 4, 2, requires_grad=True)
+    mean_of_computed(x, keep, 2).sum().backward()
+    assert x.grad is not None
+    assert x.grad[0, :, 0].tolist() == [2, 0, 0, 2]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.errors import InputError, did_you_mean
+from actvar_cli.model.bags import sums_of_rows
 from actvar_cli.model.counters import is_exact
 from actvar_cli.model.kernels.usable import MOST_EXPERTS, UNIT, preferred, usable
 from actvar_cli.model.products import lacking
@@ -157,18 +158,12 @@ def _picked(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], experts: l
     for (e, piece), part in zip(pieces, made.split(sizes), strict=True):
         hidden = ffn.hidden_of(e, x.index_select(0, F.pad(piece, (0, len(part) - len(piece)))))
         torch.addmm(-ffn.expert_mean[e].to(hidden.dtype), hidden, ffn.weight_of(e).T, out=part)
-    if x.device.type == "mps":
-        # Before torch 2.10 there are no bags; nor are rows filled up or cut into pieces there.
-        out = x.new_zeros(len(x), x.shape[1])
-        for index, part in zip(tokens, made.split(sizes), strict=True):
-            out.index_add_(0, index, part)
-        return out
     lengths = torch.tensor([len(piece) for _, piece in pieces], device=x.device)
     filled = torch.tensor([0, *accumulate(sizes)][:-1], device=x.device) - (lengths.cumsum(0) - lengths)
     by_token = _by_token(on)
     place = by_token + filled.repeat_interleave(lengths)[by_token]
     ends = F.pad(on.sum(1).cumsum(0), (1, 0))
-    return F.embedding_bag(place, made, ends, mode="sum", include_last_offset=True)
+    return sums_of_rows(made, place, ends)
 
 
 def _by_token(on: Tensor) -> Tensor:

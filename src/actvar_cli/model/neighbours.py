@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actvar_cli.model.bags import sums_of_rows
+
 
 @lru_cache
 def nearness(side: int, device: torch.device) -> Tensor:
@@ -54,5 +56,4 @@ class Around:
     def mean(self, x: Tensor, place: Tensor | None = None) -> Tensor:
         """The means (n, C) of ``x``, (R side², C), or of fewer rows, where token ``i`` is row ``place[i]``."""
         index = self.index if place is None else place[self.index]
-        weights = self.weights.to(x.dtype)
-        return F.embedding_bag(index, x, self.ends, mode="sum", per_sample_weights=weights, include_last_offset=True)
+        return sums_of_rows(x, index, self.ends, self.weights)
