@@ -9,6 +9,7 @@ import torch
 from actvar_cli.errors import ActvarError
 from actvar_cli.model import counters, dispatch
 from actvar_cli.model.experts import ExpertFFN
+from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.profile.work import count_work, is_part, part_of
 from tests.tiny import tiny_model
 
@@ -41,6 +42,21 @@ def test_all_counts_agree_to_the_last_product(kind: dict[str, Any], threshold: f
     assert work.transformer_macs_torch == work.counter.total
     assert work.difference == work.difference_torch == 0
     assert work.by_part == {p: v for p, v in zip(counters.PARTS, _own(work), strict=True) if p in work.by_part}
+
+
+@pytest.mark.parametrize("kind", ["learned", "grid"])
+@pytest.mark.parametrize("reconstruction", ["neighbours", "neighbours+low-rank", "previous+low-rank"])
+def test_they_agree_whatever_stands_in_for_skipped_tokens(kind: str, reconstruction: str) -> None:
+    model = tiny_model(experts=True, token_gate=True)
+    assert model.config.token_gate is not None
+    gate = model.config.token_gate.model_copy(update={"kind": kind, "reconstruction": reconstruction})
+    model = rebuilt(model, model.config.model_copy(update={"token_gate": gate}))
+    for threshold in (0.5, math.inf):
+        model.threshold = threshold
+        work = count_work(model, LABELS, seed=1)
+        work.check()
+        assert work.transformer_macs == work.transformer_macs_torch == work.counter.total
+        assert bool(work.by_part.get("reconstruction")) == ("low-rank" in reconstruction)
 
 
 def test_decisions_that_change_nothing_are_counted_too() -> None:

@@ -252,8 +252,8 @@ class Block(nn.Module):
         net: Reconstruction = self.reconstruction
         if self.from_neighbours:
             around = Around(keep, rest, self.patch_nums[context.scale])
-            inner, place = net.inner(h).flatten(0, 1), keep.flatten().cumsum(0) - 1
-            return net.outer(inner.index_select(0, rest) - around.mean(inner), around.mean(update, place))
+            known = around.mean(update, keep.flatten().cumsum(0) - 1)
+            return net(h.flatten(0, 1), known, lambda inner: inner.index_select(0, rest) - around.mean(inner))  # type: ignore[no-any-return]
         previous = self.previous(context).flatten(0, 1).index_select(0, rest) if self.from_previous else None
         return net(h.flatten(0, 1).index_select(0, rest), previous)  # type: ignore[no-any-return]
 

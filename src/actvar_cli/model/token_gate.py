@@ -6,7 +6,7 @@ with. Source: ActVAR (arXiv 2511.12893) for the gate; the reconstruction is ours
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -148,21 +148,20 @@ class Reconstruction(nn.Module):
         if self.reads_known:
             self.gain = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, h: Tensor, known: Tensor | None = None) -> Tensor:
+    def forward(
+        self, h: Tensor, known: Tensor | None = None, between: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Map (…, C) to the update (…, C).
 
         ``known`` (…, C), for the kinds that read it, is the update of the scale before, from `previous_update`, or the
-        mean of those around; to the latter belongs an ``h`` from which their mean was taken.
+        mean of those around. ``between`` is what comes between the two halves of the low-rank map: it takes the mean of
+        those around from what the first, which has no constant, made. ``None`` where that was taken from ``h``.
         """
-        return self.outer(self.inner(h), known)
-
-    def inner(self, h: Tensor) -> Tensor:
-        """The first half, a linear map without a constant: (…, C) to (…, rank), or as it is where there is no map."""
-        return self.down(h.to(self.down.weight.dtype)) if self.by_rank else h
-
-    def outer(self, inner: Tensor, known: Tensor | None = None) -> Tensor:
-        """The second half: what `inner` made, (…, rank), and what is ``known`` (…, C), to the update (…, C)."""
-        made: Tensor = self.up(inner) if self.by_rank else torch.zeros_like(inner)
+        if self.by_rank:
+            inner = self.down(h.to(self.down.weight.dtype))
+            made: Tensor = self.up(between(inner) if between else inner)
+        else:
+            made = torch.zeros_like(h if known is None else known)
         if self.bias is not None:
             made = made + self.bias
         if self.reads_known:
@@ -175,8 +174,9 @@ class Reconstruction(nn.Module):
 
         For the kinds that look at neighbours; ``keep`` (R, side²).
         """
-        inner = self.inner(h)
-        return self.outer(inner - mean_of_computed(inner, keep, side), mean_of_computed(update, keep, side))
+        known = mean_of_computed(update, keep, side)
+        made: Tensor = self(h, known, lambda inner: inner - mean_of_computed(inner, keep, side))
+        return made
 
 
 def previous_update(update: Tensor, before: int, side: int) -> Tensor:
