@@ -251,6 +251,7 @@ def main() -> None:
     fill(results, "shipped", compared("shipped.json"))
     fill(results, "compared", compared("quality.json"))
     fill(results, "half", compared("quality_half.json"))
+    fill(results, "low", compared("quality_low.json"))
     fill(results, "reconstruction", reconstruction())
     draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
