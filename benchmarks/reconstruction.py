@@ -16,10 +16,10 @@ from typing import get_args
 import torch
 
 import actvar_cli
-from actvar_cli.convert.recording import draw_samples, record_blocks
+from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.regression import fit_reconstruction
 from actvar_cli.distill.settings import TokensStage
-from actvar_cli.distill.token_stage import LeftOut, add_token_gates, left_out
+from actvar_cli.distill.token_stage import LeftOut, add_token_gates, left_out, record_gated
 from actvar_cli.model.block import Record
 from actvar_cli.model.config import ReconstructionKind
 from actvar_cli.model.sampling import SamplingSettings
@@ -60,14 +60,8 @@ def main() -> None:
     samples = draw_samples(
         actvar_cli.load("var-fashion"), options.images, seed=1, progress=progress, settings=SamplingSettings(cfg=1.5)
     )
-    positions = student.transformer.gated_positions().nonzero().squeeze(1)
-    for block in student.transformer.stack:
-        block.gated_scales = ()
-    records, _ = record_blocks(
-        student, samples, positions=positions, per_image=None, threshold=threshold, generator=generator,
-        progress=progress,
-    )  # fmt: skip
-    cut = len(positions) * (options.images // 2)
+    records, _ = record_gated(student, samples, None, threshold, generator, progress)
+    cut = int(student.transformer.gated_positions().sum()) * (options.images // 2)
     assert config.token_gate is not None
     found: dict[str, dict[str, list[float]]] = {}
     for kind in get_args(ReconstructionKind):

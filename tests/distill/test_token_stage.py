@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+import pytest
 import torch
 
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, saving, weigh_gates
-from actvar_cli.model.config import ReconstructionKind
+from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
@@ -63,10 +66,12 @@ def test_skipping_attention_alone_saves_less_than_skipping_the_block() -> None:
     assert 2 < saved["block"] - saved["attention"] < 2.5
 
 
-def fitted(model: ActVAR, reconstruction: ReconstructionKind) -> tuple[ActVAR, tuple[float, ...]]:
-    """The ``model`` with grid gates for attention, and which share of its updates their reconstructions explain."""
+def fitted(
+    model: ActVAR, reconstruction: ReconstructionKind, gate: GateKind = "grid"
+) -> tuple[ActVAR, tuple[float, ...]]:
+    """The ``model`` with gates for attention, and which share of its updates their reconstructions explain."""
     samples = draw_samples(tiny_model(), 24, seed=0, progress=Progress())
-    stage = TokensStage(rank=2, scales=2, gate="grid", reconstruction=reconstruction)
+    stage = TokensStage(rank=2, scales=2, gate=gate, reconstruction=reconstruction)
     student = add_token_gates(model, stage)
     generator = torch.Generator().manual_seed(0)
     explained = fit_token_gates(student, samples, threshold=0.0, density=0.5, generator=generator, progress=Progress())
@@ -91,6 +96,15 @@ def test_leaving_out_three_of_four_tokens_is_never_said_to_be_cheaper_than_half(
         assert bool((block.token_gate.scores[:, 1] >= block.token_gate.scores[:, 0]).all())
     # What a token is, and what those around became, together say more than either.
     assert explained[1] > max(fitted(tiny_model(experts=True), kind)[1][1] for kind in ("neighbours", "low-rank"))
+
+
+@pytest.mark.parametrize("gate", ["learned", "grid", "static"])
+@pytest.mark.parametrize("reconstruction", get_args(ReconstructionKind))
+def test_every_kind_is_fitted(gate: GateKind, reconstruction: ReconstructionKind) -> None:
+    student, explained = fitted(tiny_model(experts=True), reconstruction, gate)
+    # On what it was fitted to none explains less than nothing.
+    assert min(explained) > -1e-6
+    assert all(torch.isfinite(p).all() for p in student.transformer.parameters())
 
 
 def test_a_grid_gate_that_leaves_out_nothing_is_taken_out() -> None:

@@ -72,7 +72,7 @@ class CostModel:
             attention = self.computed
             if made.keep is not None:
                 keep = made.keep.float()
-                any_skipped = [(scale < 1).any() * torch.ones_like(scale) for scale in keep.split(self.sizes, dim=1)]
+                any_skipped = [(scale < 1).any().expand_as(scale) for scale in keep.split(self.sizes, dim=1)]
                 computed = self.computed + self.read * torch.cat(any_skipped, dim=1)
                 attention = keep * computed + (1 - keep) * self.skipped + self.gated
                 if not self.skips_attention:

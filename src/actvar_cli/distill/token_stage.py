@@ -107,6 +107,37 @@ def left_out(net: Reconstruction, record: Record, config: ModelConfig) -> LeftOu
     return LeftOut(h, Record(seen, h[:, :0], h[:, :0], update, told, out), of_scale, of_step)
 
 
+def record_gated(
+    student: ActVAR,
+    samples: TeacherSamples,
+    per_image: int | None,
+    threshold: float,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[list[Record], Tensor]:
+    """What each block would do to every token of the gated scales, if no gate left any out, and the scales (n,).
+
+    ``per_image`` is that of `record_blocks`.
+    """
+    positions = student.transformer.gated_positions().nonzero().squeeze(1).cpu()
+    blocks = student.transformer.stack
+    before = [block.gated_scales for block in blocks]
+    for block in blocks:
+        block.gated_scales = ()
+    records, where = record_blocks(
+        student,
+        samples,
+        positions=positions,
+        per_image=per_image,
+        threshold=threshold,
+        generator=generator,
+        progress=progress,
+    )
+    for block, scales in zip(blocks, before, strict=True):
+        block.gated_scales = scales
+    return records, student.transformer.lvl_1L[0][where]
+
+
 @torch.no_grad()
 def fit_token_gates(
     student: ActVAR,
@@ -126,28 +157,17 @@ def fit_token_gates(
     """
     config = student.transformer.config
     assert config.token_gate is not None
-    wanted = student.transformer.gated_positions().nonzero().squeeze(1).cpu()
     blocks = student.transformer.stack
-    # Without token gates for now: what is recorded is what each block would do to every token.
-    for block in blocks:
-        block.gated_scales = ()
-    whole = config.token_gate.kind == "grid" or "neighbours" in config.token_gate.reconstruction
-    few = samples[torch.arange(min(len(samples), max(1, RECORDED // len(wanted))))] if whole else samples
-    records, positions = record_blocks(
-        student,
-        few,
-        positions=wanted,
-        per_image=None if whole else max(1, RECORDED // len(samples)),
-        threshold=threshold,
-        generator=generator,
-        progress=progress,
-    )
-    scales = student.transformer.lvl_1L[0][positions]
+    whole = config.token_gate.kind == "grid" or config.token_gate.reads_neighbours
+    if whole:
+        images = max(1, RECORDED // int(student.transformer.gated_positions().sum()))
+        samples = samples[torch.arange(min(len(samples), images))]
+    per_image = None if whole else max(1, RECORDED // len(samples))
+    records, scales = record_gated(student, samples, per_image, threshold, generator, progress)
     per_expert = math.log(saving(config, density))
     explained: list[float] = []
     with progress.task("fitting token gates", len(blocks)) as task:
         for block, record in zip(blocks, records, strict=True):
-            block.gated_scales = config.token_gate.scales
             seen = LeftOut(record.h, record, scales, torch.zeros_like(scales))
             if whole:
                 seen = left_out(block.reconstruction, record, config)

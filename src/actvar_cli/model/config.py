@@ -174,6 +174,11 @@ class TokenGateConfig(Frozen):
     reconstruction: ReconstructionKind = "low-rank"
     blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
 
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether a skipped token's stand-in is made from the computed ones around it."""
+        return "neighbours" in self.reconstruction
+
     def scales_of(self, block: int) -> tuple[int, ...]:
         """The scales on which ``block`` has a gate."""
         return self.scales if self.blocks is None or block in self.blocks else ()

@@ -67,7 +67,7 @@ def reconstruction_macs(config: ModelConfig, skipped: int, computed: int) -> int
     if not config.token_gate or "low-rank" not in config.token_gate.reconstruction:
         return 0
     # What neighbours say is told apart from what they are by the first half of the map, of all tokens.
-    read = skipped + computed if skipped and "neighbours" in config.token_gate.reconstruction else skipped
+    read = skipped + computed if skipped and config.token_gate.reads_neighbours else skipped
     return (read + skipped) * config.transformer.embed_dim * config.token_gate.rank
 
 

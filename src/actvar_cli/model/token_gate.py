@@ -41,9 +41,9 @@ class TokenGate(Perceptron):
 class StaticGate(Decider):
     """The same score for all tokens of a scale: the whole block is computed there, or stood in for."""
 
-    def __init__(self, scales: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.scores = nn.Parameter(torch.zeros(scales))
+        self.scores = nn.Parameter(torch.zeros(shape))
 
     def score(self, x: Tensor, *scale: Any) -> Tensor:
         """Scores (R, l) for ``x`` (R, l, C) at one scale, or at those (l,) of each token."""
@@ -63,11 +63,7 @@ class PositionGate(StaticGate):
 
     def score(self, x: Tensor, *scale: Any) -> Tensor:
         """The scale's score, higher for positions that are computed longer."""
-        if isinstance(scale[0], int):
-            order = grid_order(self.patch_nums[scale[0]], x.device)
-        else:
-            order = torch.cat([grid_order(pn, x.device) for pn in self.patch_nums])
-        return super().score(x, *scale) + order
+        return super().score(x, *scale) + by_position(grid_order, self.patch_nums, scale[0], x.device)
 
 
 class GridGate(StaticGate):
@@ -77,16 +73,21 @@ class GridGate(StaticGate):
     """
 
     def __init__(self, patch_nums: Sequence[int]) -> None:
-        super().__init__(len(patch_nums))
-        self.scores = nn.Parameter(torch.zeros(len(patch_nums), 2))
+        super().__init__(len(patch_nums), 2)
         self.patch_nums = tuple(patch_nums)
 
     def score(self, x: Tensor, *scale: Any) -> Tensor:
         """That of the step in which a token is left out; infinite where it never is."""
-        scales = [scale[0]] if isinstance(scale[0], int) else range(len(self.patch_nums))
         steps = F.pad(self.scores.detach(), (0, 1), value=torch.inf)
-        made = torch.cat([steps[s, grid_step(self.patch_nums[s], x.device)] for s in scales])
-        return made.expand(x.shape[:-1])
+        return steps[scale[0], by_position(grid_step, self.patch_nums, scale[0], x.device)].expand(x.shape[:-1])
+
+
+def by_position(
+    of: Callable[[int, torch.device], Tensor], patch_nums: Sequence[int], scale: int | Tensor, device: torch.device
+) -> Tensor:
+    """What ``of`` says about the positions of a scale by its side: at one ``scale``, or, if those are given, at all."""
+    sides = [patch_nums[scale]] if isinstance(scale, int) else patch_nums
+    return torch.cat([of(side, device) for side in sides])
 
 
 @lru_cache
@@ -143,7 +144,7 @@ class Reconstruction(nn.Module):
             self.up = Linear(gate.rank, dim)
         elif kind != "identity":
             self.bias = nn.Parameter(torch.zeros(dim))
-        self.from_neighbours = "neighbours" in kind
+        self.from_neighbours = gate.reads_neighbours
         self.reads_known = self.from_previous or self.from_neighbours
         if self.reads_known:
             self.gain = nn.Parameter(torch.zeros(dim))
@@ -161,7 +162,8 @@ class Reconstruction(nn.Module):
             inner = self.down(h.to(self.down.weight.dtype))
             made: Tensor = self.up(between(inner) if between else inner)
         else:
-            made = torch.zeros_like(h if known is None else known)
+            # Of neighbours only what is wanted is known, while ``h`` is of all tokens.
+            made = torch.zeros_like(known if known is not None and self.reads_known else h)
         if self.bias is not None:
             made = made + self.bias
         if self.reads_known:

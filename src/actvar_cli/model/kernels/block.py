@@ -55,7 +55,9 @@ def _with_stand_ins(
 ) -> Update:
     """The ``update`` of ``y`` for tokens to ``keep`` (R, l); others become ``x`` plus what is rebuilt."""
     if block.from_neighbours:
-        whole = y - x + update.gain * update.added
+        whole = update.gain * update.added
+        if y is not x:
+            whole = y - x + whole
         rebuilt = block.reconstruction.around(h, whole, keep, block.patch_nums[context.scale])
     else:
         rebuilt = block.reconstruction(h, block.previous(context) if block.from_previous else None)
