@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import yaml
+from thinner import thinner_student
 from torch import Tensor
 
 import actvar_cli
@@ -32,7 +33,8 @@ from actvar_cli.distill.settings import DistillSettings, Stages
 from actvar_cli.evaluate.agreement import AgreementSums, add_agreement
 from actvar_cli.evaluate.evaluate import Run, batch_seed
 from actvar_cli.evaluate.reference import Reference, load_reference
-from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.device import device_name
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, balanced_labels
 from actvar_cli.recipe.read import find, read
@@ -68,16 +70,20 @@ def shrunk(settings: DistillSettings, fewer: int, smaller: int, images: float) -
 
 
 @torch.inference_mode()
-def measured(model: ActVAR, reference: Reference, count: int, seed: int, batch: int) -> tuple[dict[str, float], Tensor]:
-    """Distance, class accuracy and cost of ``count`` samples; and the tokens of the first `KL_IMAGES`."""
+def measured(
+    model: ActVAR, original: ModelConfig, reference: Reference, count: int, seed: int, batch: int
+) -> tuple[dict[str, float], Tensor]:
+    """Distance, class accuracy and cost, by the ``original``, of ``count`` samples; the tokens of some, `KL_IMAGES`."""
     labels = balanced_labels(count, model.config.transformer.num_classes)
     run, tokens = Run(model, WorkCounter(model.config)), []
     for number, y in enumerate(labels.split(batch)):
         made = run.sample(y, batch_seed(seed, number), SamplingSettings(), reference)
         if number * batch < KL_IMAGES:
             tokens.append(made.tokens)
-    found = run.quality(labels, reference)
-    return found.model_dump(include={"distance", "accuracy", "cost"}), torch.cat(tokens)[:KL_IMAGES]
+    found = run.quality(labels, reference).model_dump(include={"distance", "accuracy", "cost"})
+    # What is counted by its own dense self; a thinner student has another.
+    found["cost"] *= dense_macs(model.config) / dense_macs(original)
+    return found, torch.cat(tokens)[:KL_IMAGES]
 
 
 def divergence(model: ActVAR, teacher: ActVAR, tokens: Tensor) -> float:
@@ -94,7 +100,9 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
     reference, started = load_reference(teacher.device), time.perf_counter()
     theirs = options.work / "teacher-tokens.pt"
     if name == "teacher":
-        runs = [measured(teacher, reference, options.count, seed, options.batch) for seed in options.seeds]
+        runs = [
+            measured(teacher, teacher.config, reference, options.count, seed, options.batch) for seed in options.seeds
+        ]
         part = theirs.with_suffix(".part")
         torch.save(runs[0][1].cpu(), part)
         part.replace(theirs)
@@ -102,8 +110,11 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
     file = variant.get("model") or options.work / f"{name}.safetensors"
     if not variant.get("model") and not file.exists():
         splitting, settings = settings_of(variant, options.size)
-        student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
-        if variant.get("distill") != "none":
+        if variant.get("thinner"):
+            student = thinner_student(teacher, settings)
+        else:
+            student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
+        if not variant.get("thinner") and variant.get("distill") != "none":
             # Minutes on a GPU, hours on a CPU: there it goes on where it was.
             checkpoint = options.work / f"{name}.ckpt" if options.device == "cpu" else None
             student = distill(teacher, student, settings, checkpoint=checkpoint).model
@@ -126,7 +137,9 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
             cells.append({**cells[-1], "budget": budget})
             continue
         before = student.threshold
-        runs = [measured(student, reference, options.count, seed, options.batch) for seed in options.seeds]
+        runs = [
+            measured(student, teacher.config, reference, options.count, seed, options.batch) for seed in options.seeds
+        ]
         kl = divergence(student, teacher, torch.load(theirs).to(teacher.device))
         own = divergence(student, teacher, runs[0][1])
         cells.append({"budget": budget, "runs": [run for run, _ in runs], "kl": kl, "kl_own": own})
