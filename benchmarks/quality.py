@@ -94,6 +94,20 @@ def divergence(model: ActVAR, teacher: ActVAR, tokens: Tensor) -> float:
     return float(sums.kl.sum() / sums.tokens.sum())
 
 
+def student_of(
+    variant: dict[str, Any], teacher: ActVAR, options: argparse.Namespace, checkpoint: Path | None
+) -> ActVAR:
+    """What ``variant`` makes of the original."""
+    splitting, settings = settings_of(variant, options.size)
+    if variant.get("thinner"):
+        return thinner_student(teacher, settings)
+    # The original changes as it is converted, so this is another one.
+    student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
+    if variant.get("distill") == "none":
+        return student
+    return distill(teacher, student, settings, checkpoint=checkpoint).model
+
+
 def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Make one variant and measure it at every budget; ``teacher`` is the original, measured only."""
     teacher = actvar_cli.load("var-fashion", device=options.device)
@@ -109,15 +123,9 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         return {"runs": [run for run, _ in runs]}
     file = variant.get("model") or options.work / f"{name}.safetensors"
     if not variant.get("model") and not file.exists():
-        splitting, settings = settings_of(variant, options.size)
-        if variant.get("thinner"):
-            student = thinner_student(teacher, settings)
-        else:
-            student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
-        if not variant.get("thinner") and variant.get("distill") != "none":
-            # Minutes on a GPU, hours on a CPU: there it goes on where it was.
-            checkpoint = options.work / f"{name}.ckpt" if options.device == "cpu" else None
-            student = distill(teacher, student, settings, checkpoint=checkpoint).model
+        # Minutes on a GPU, hours on a CPU: there it goes on where it was.
+        checkpoint = options.work / f"{name}.ckpt" if options.device == "cpu" else None
+        student = student_of(variant, teacher, options, checkpoint)
         save(file, student, {"recipe": "var-fashion-actvar", "changes": variant}, dtype="float16")
     student = actvar_cli.load(file, device=options.device)
     trained = time.perf_counter() - started
