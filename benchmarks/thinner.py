@@ -155,7 +155,7 @@ def thinner_student(teacher: ActVAR, settings: DistillSettings, seed: int = 0) -
             hidden = hidden_error([x[..., channels] for x in theirs], ours, weights)
             optimiser.step(kl + settings.weights.hidden * hidden, step)
             if step % 50 == 0:
-                print(f"width {dim}, step {step}: KL {float(kl):.3f}", flush=True)
+                print(f"width {dim}, step {step}: KL {kl.item():.3f}", flush=True)
     dial = Dial(budget=settings.budget, threshold=0.0, cost=cost_by(student, teacher.config))
     student.config = student.transformer.config = student.config.model_copy(update={"dials": (dial,)})
     return student
