@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from thinner import thinner_student
+from thinner import dense_share, thinner_student
 from torch import Tensor
 
 import actvar_cli
@@ -34,7 +34,7 @@ from actvar_cli.evaluate.agreement import AgreementSums, add_agreement
 from actvar_cli.evaluate.evaluate import Run, batch_seed
 from actvar_cli.evaluate.reference import Reference, load_reference
 from actvar_cli.model.config import ModelConfig
-from actvar_cli.model.counters import WorkCounter, dense_macs
+from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import device_name
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, balanced_labels
 from actvar_cli.recipe.read import find, read
@@ -81,8 +81,8 @@ def measured(
         if number * batch < KL_IMAGES:
             tokens.append(made.tokens)
     found = run.quality(labels, reference).model_dump(include={"distance", "accuracy", "cost"})
-    # What is counted by its own dense self; a thinner student has another.
-    found["cost"] *= dense_macs(model.config) / dense_macs(original)
+    # It was counted by the model's own dense self, which for a thinner student is not the original.
+    found["cost"] *= dense_share(model.config, original)
     return found, torch.cat(tokens)[:KL_IMAGES]
 
 
@@ -113,10 +113,15 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
     teacher = actvar_cli.load("var-fashion", device=options.device)
     reference, started = load_reference(teacher.device), time.perf_counter()
     theirs = options.work / "teacher-tokens.pt"
-    if name == "teacher":
-        runs = [
-            measured(teacher, teacher.config, reference, options.count, seed, options.batch) for seed in options.seeds
+
+    def runs_of(model: ActVAR) -> list[tuple[dict[str, float], Tensor]]:
+        """`measured` under each seed."""
+        return [
+            measured(model, teacher.config, reference, options.count, seed, options.batch) for seed in options.seeds
         ]
+
+    if name == "teacher":
+        runs = runs_of(teacher)
         part = theirs.with_suffix(".part")
         torch.save(runs[0][1].cpu(), part)
         part.replace(theirs)
@@ -145,9 +150,7 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
             cells.append({**cells[-1], "budget": budget})
             continue
         before = student.threshold
-        runs = [
-            measured(student, teacher.config, reference, options.count, seed, options.batch) for seed in options.seeds
-        ]
+        runs = runs_of(student)
         kl = divergence(student, teacher, torch.load(theirs).to(teacher.device))
         own = divergence(student, teacher, runs[0][1])
         cells.append({"budget": budget, "runs": [run for run, _ in runs], "kl": kl, "kl_own": own})

@@ -6,23 +6,22 @@ as ours does, and all of its transformer learns. Unlike ours it has one cost: th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.convert.grouping import magnitude
-from actvar_cli.convert.recording import TeacherSamples, draw_samples
+from actvar_cli.convert.recording import TeacherSamples
+from actvar_cli.distill.cost import CostModel
+from actvar_cli.distill.distill import guidance_of, training_samples
 from actvar_cli.distill.guidance_stage import learn_guidance
 from actvar_cli.distill.losses import hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.training import Optimiser, batch_of, taught, training
 from actvar_cli.model.block import Block
-from actvar_cli.model.config import Dial, ModelConfig, TransformerConfig
-from actvar_cli.model.counters import WorkCounter, dense_macs
-from actvar_cli.model.guidance import guidance_by_position
-from actvar_cli.model.sampling import ActVAR, SamplingSettings, single_rows
+from actvar_cli.model.config import Dial, GuidanceConfig, ModelConfig, TransformerConfig
+from actvar_cli.model.counters import dense_macs
+from actvar_cli.model.sampling import ActVAR, single_rows
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
@@ -30,30 +29,29 @@ WATCHED = 64
 """Samples on which channels are watched."""
 
 
-def cost_by(model: ActVAR, original: ModelConfig) -> float:
-    """What an image of ``model`` costs, by the work of the ``original``."""
-    counter = WorkCounter(model.config)
-    model.sample_tokens([0], seed=0, counter=counter)
-    return counter.total / dense_macs(original)
+def dense_share(config: ModelConfig, original: ModelConfig) -> float:
+    """What a dense image of ``config`` costs by one of the ``original``."""
+    return dense_macs(config) / dense_macs(original)
 
 
-def width_for(budget: float, guided: ActVAR) -> int:
-    """The largest width at which a model like ``guided`` costs no more than ``budget`` of it."""
-    step = guided.config.transformer.num_heads
-    for dim in range(guided.config.transformer.embed_dim - step, 0, -step):
-        if cost_by(empty(guided, dim), guided.config) <= budget:
+def cost_by(config: ModelConfig, original: ModelConfig) -> float:
+    """What an image of a model of ``config``, of which all is computed, costs by the ``original``."""
+    return CostModel(config, torch.device("cpu")).most() * dense_share(config, original)
+
+
+def width_for(budget: float, original: ModelConfig) -> int:
+    """The largest width at which a model otherwise like the ``original`` costs no more than ``budget``."""
+    step = original.transformer.num_heads
+    for dim in range(original.transformer.embed_dim - step, 0, -step):
+        if cost_by(as_wide(original, dim), original) <= budget:
             return dim
     raise SystemExit(f"no width costs {budget:g}")
 
 
-def empty(guided: ActVAR, dim: int) -> ActVAR:
-    """A model of width ``dim`` that is otherwise like ``guided``, with any weights."""
-    arch = TransformerConfig(**{**guided.config.transformer.model_dump(), "embed_dim": dim})
-    config = guided.config.model_copy(update={"transformer": arch})
-    made = ActVAR(config, VAR(config).to(guided.device), guided.tokenizer).eval()
-    # At a threshold, whichever, guidance is learned.
-    made.threshold = 0.0
-    return made
+def as_wide(original: ModelConfig, dim: int) -> ModelConfig:
+    """The ``original`` with another width."""
+    arch = TransformerConfig(**{**original.transformer.model_dump(), "embed_dim": dim})
+    return original.model_copy(update={"transformer": arch})
 
 
 @torch.no_grad()
@@ -81,60 +79,61 @@ def parts_of_block(block: Block, dim: int, hidden: int) -> tuple[Tensor, Tensor,
     return largest(q * k, dim // heads), largest(spoken, dim // heads), largest(magnitude(block.ffn)[None], hidden)
 
 
+def kept(guided: ActVAR, channels: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """Which rows, then columns, of each weight go with the ``channels`` (dim,); those not named end in channels."""
+    wide, thin = guided.config.transformer.embed_dim, as_wide(guided.config, len(channels)).transformer
+
+    def in_parts(number: int) -> Tensor:
+        """The channels in each of ``number`` outputs, one after the other."""
+        return (torch.arange(number, device=channels.device)[:, None] * wide + channels).flatten()
+
+    found: dict[str, tuple[Tensor, ...]] = {
+        "word_embed.weight": (channels,),
+        "head_nm.ada_lin.1.weight": (in_parts(2), channels),
+        "head_nm.ada_lin.1.bias": (in_parts(2),),
+        "head.bias": (),
+    }
+    for block in guided.transformer.stack:
+        looked, spoken, neurons = parts_of_block(block, thin.embed_dim, thin.hidden_dim)
+        of_block = {
+            "ada_lin.1.weight": (in_parts(6), channels),
+            "ada_lin.1.bias": (in_parts(6),),
+            "attn.scale_mul_1H11": (),
+            "attn.mat_qkv.weight": (torch.cat((looked, looked + wide, spoken + 2 * wide)), channels),
+            "attn.q_bias": (looked,),
+            "attn.v_bias": (spoken,),
+            "attn.proj.weight": (channels, spoken),
+            "ffn.fc1.weight": (neurons, channels),
+            "ffn.fc1.bias": (neurons,),
+            "ffn.fc2.weight": (channels, neurons),
+        }
+        found |= {f"blocks.{block.index}.{name}": indices for name, indices in of_block.items()}
+    return found
+
+
 @torch.no_grad()
 def narrowed(guided: ActVAR, channels: Tensor) -> ActVAR:
     """``guided`` with nothing but these ``channels`` (dim,), and as much less of everything else."""
-    made = empty(guided, len(channels))
-    arch = made.config.transformer
-    c = channels
-    cuts: dict[str, Callable[[Tensor], Tensor]] = {
-        "ada_lin.1.weight": lambda w: w.unflatten(0, (-1, w.shape[1]))[:, c][:, :, c].flatten(0, 1),
-        "ada_lin.1.bias": lambda b: b.unflatten(0, (-1, guided.config.transformer.embed_dim))[:, c].flatten(),
-        "word_embed.weight": lambda w: w[c],
-        "head.bias": lambda b: b,
-        "scale_mul_1H11": lambda m: m,
-    }
-    for block in guided.transformer.stack:
-        looked, spoken, neurons = parts_of_block(block, arch.embed_dim, arch.hidden_dim)
-        dim = guided.config.transformer.embed_dim
-        rows = torch.cat((looked, looked + dim, spoken + 2 * dim))
-        cuts |= {
-            f"blocks.{block.index}.{name}": cut
-            for name, cut in {
-                "attn.mat_qkv.weight": lambda w, rows=rows: w[rows][:, c],
-                "attn.q_bias": lambda b, looked=looked: b[looked],
-                "attn.v_bias": lambda b, spoken=spoken: b[spoken],
-                "attn.proj.weight": lambda w, spoken=spoken: w[c][:, spoken],
-                "ffn.fc1.weight": lambda w, neurons=neurons: w[neurons][:, c],
-                "ffn.fc1.bias": lambda b, neurons=neurons: b[neurons],
-                "ffn.fc2.weight": lambda w, neurons=neurons: w[c][:, neurons],
-            }.items()
-        }
-    weights = {}
-    for name, weight in guided.transformer.state_dict().items():
-        cut = next((cut for key, cut in cuts.items() if name.endswith(key)), lambda w: w[..., c])
-        weights[name] = cut(weight)
+    config = as_wide(guided.config, len(channels))
+    made = ActVAR(config, VAR(config).to(guided.device), guided.tokenizer).eval()
+    indices, weights = kept(guided, channels), guided.transformer.state_dict()
+    for name, weight in weights.items():
+        if name not in indices:
+            weights[name] = weight.index_select(-1, channels)
+        for dim, index in enumerate(indices.get(name, ())):
+            weights[name] = weights[name].index_select(dim, index)
     made.transformer.load_state_dict(weights)
     return made
 
 
 def thinner_student(teacher: ActVAR, settings: DistillSettings, seed: int = 0) -> ActVAR:
     """A narrower student of ``teacher``, for one budget, with the stage `guidance` and the steps of both others."""
-    cfg, progress = settings.stages.guidance.cfg, Progress()
-    samples = draw_samples(
-        teacher,
-        settings.images,
-        seed=seed + 1_000_000,
-        progress=progress,
-        settings=SamplingSettings(cfg=cfg),
-        keep_logits=settings.kept_logits(teacher.config) > 0,
-    )
+    progress = Progress()
+    samples = training_samples(teacher, settings, GuidanceConfig(cfg=settings.stages.guidance.cfg), seed, progress)
     guided = learn_guidance(teacher, samples, settings, seed=seed, history=[], checkpoint=None, progress=progress)
-    dim = width_for(settings.budget, guided)
-    channels = loudest_channels(guided, samples, dim)
+    channels = loudest_channels(guided, samples, width_for(settings.budget, guided.config))
     student = narrowed(guided, channels)
-    weights = scale_weights(teacher.config.tokenizer.patch_nums, teacher.device)
-    strengths = guidance_by_position(teacher.config, cfg, teacher.device)
+    weights, guidance = scale_weights(teacher.config.tokenizer.patch_nums, teacher.device), guidance_of(guided)
     with training(student, ("",)) as parameters:
         optimiser = Optimiser(
             parameters,
@@ -146,7 +145,7 @@ def thinner_student(teacher: ActVAR, settings: DistillSettings, seed: int = 0) -
         for step in range(settings.stages.learning):
             batch, theirs, ours = batch_of(samples, settings.batch, seed + step), [], []
             with optimiser.autocast:
-                target = taught(teacher, batch, strengths)
+                target = taught(teacher, batch, guidance)
                 rows = single_rows(teacher, batch.labels, batch.tokens)
                 with torch.no_grad():
                     guided.transformer(*rows, guided.transformer.teacher_forced(-torch.inf), theirs)
@@ -154,8 +153,7 @@ def thinner_student(teacher: ActVAR, settings: DistillSettings, seed: int = 0) -
             kl = kl_divergence(logits, target, weights)
             hidden = hidden_error([x[..., channels] for x in theirs], ours, weights)
             optimiser.step(kl + settings.weights.hidden * hidden, step)
-            if step % 50 == 0:
-                print(f"width {dim}, step {step}: KL {kl.item():.3f}", flush=True)
-    dial = Dial(budget=settings.budget, threshold=0.0, cost=cost_by(student, teacher.config))
+    # With nothing to leave out, it works in the same way at any threshold.
+    dial = Dial(budget=settings.budget, threshold=0.0, cost=cost_by(student.config, teacher.config))
     student.config = student.transformer.config = student.config.model_copy(update={"dials": (dial,)})
     return student

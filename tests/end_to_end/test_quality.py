@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import yaml
-
-from benchmarks.quality import VARIANTS, settings_of
+from quality import VARIANTS, settings_of
 
 
 def test_all_variants_are_trained_alike_and_differ_as_they_say() -> None:

@@ -131,6 +131,22 @@ def logit_room(device: torch.device) -> int:
     return LOGIT_BYTES
 
 
+def training_samples(
+    teacher: ActVAR, settings: DistillSettings, learned: GuidanceConfig | None, seed: int, progress: Progress
+) -> TeacherSamples:
+    """What a student that has ``learned`` guidance, or has not, is trained on."""
+    return draw_samples(
+        teacher,
+        settings.images,
+        seed=seed + 1_000_000,
+        progress=progress,
+        settings=SamplingSettings(cfg=learned.cfg) if learned else None,
+        # What the teacher says need not be computed again in every step. Without guidance learned, it is: the hidden
+        # states that its rows are compared by come with it.
+        keep_logits=learned is not None and settings.kept_logits(teacher.config, logit_room(teacher.device)) > 0,
+    )
+
+
 def guidance_of(student: ActVAR) -> Tensor:
     """The guidance at every position that the student learned, or that is usual."""
     learned = student.config.guidance
@@ -270,16 +286,7 @@ def distill(
     if max(budgets) >= most:
         raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
     learned = student.config.guidance
-    samples = draw_samples(
-        teacher,
-        settings.images,
-        seed=seed + 1_000_000,
-        progress=progress,
-        settings=SamplingSettings(cfg=learned.cfg) if learned else None,
-        # What the teacher says need not be computed again in every step. Without guidance learned, it is: the hidden
-        # states that its rows are compared by come with it.
-        keep_logits=learned is not None and settings.kept_logits(teacher.config, logit_room(teacher.device)) > 0,
-    )
+    samples = training_samples(teacher, settings, learned, seed, progress)
     history: list[dict[str, Any]] = []
     guided = teacher
     if stages.guidance.steps:
