@@ -93,10 +93,16 @@ def test_the_published_layout_is_one_file(actvar: Actvar, models: Path, name: st
 
 
 def test_who_exports_what_was_trained_on_one_row_is_told(actvar: Actvar, models: Path, tmp_path: Path) -> None:
-    save(tmp_path / "one-row.safetensors", tiny_model(experts=True, guidance=True), {})
-    done = actvar("export", "one-row.safetensors", "--format", "var", "-o", "one.pth")
-    assert done.code == 0
-    assert "trained on one, and may do worse with two" in done.err
+    said = []
+    for delta in (False, True):
+        save(tmp_path / "one-row.safetensors", tiny_model(experts=True, guidance=True, delta=delta), {})
+        done = actvar("export", "one-row.safetensors", "--format", "var", "-o", f"one-{delta}.pth")
+        assert done.code == 0
+        said.append(done.err)
+    assert "trained on one, and may do worse with two" in said[0]
+    # Then the weights are the original's, which was trained on two.
+    assert "trained on one" not in said[1]
+    assert "these are the original's weights: what was learned for lower budgets is left out" in said[1]
     two = actvar("export", models / "compressed.safetensors", "--format", "var", "-o", "two.pth")
     assert "trained on one" not in two.err
 

@@ -104,6 +104,18 @@ def test_a_changed_model_is_recorded_anew(change: str, recordings: list[Any]) ->
     assert len(recordings) == 2
 
 
+def test_weights_that_move_are_recorded_at_each_threshold_and_anew_when_they_change(recordings: list[Any]) -> None:
+    model = tiny_model(experts=True, delta=True)
+    for threshold in (None, 0.5) * 3:
+        model.threshold = threshold
+        sample(model), sample(model)
+    assert len(recordings) == 2
+    with torch.no_grad():
+        model.transformer.delta.factors.mul_(2)
+    sample(model), sample(model)
+    assert len(recordings) == 3
+
+
 def test_nothing_is_played_while_somebody_watches(recordings: list[Any]) -> None:
     model, seen = tiny_model(), []
     sample(model), sample(model)

@@ -95,6 +95,16 @@ def test_a_model_with_gates_comes_out_as_its_dense_self(tmp_path: Path) -> None:
     assert torch.equal(load(path).sample([0, 1], seed=1).tokens, model.sample([0, 1], seed=1).tokens)
 
 
+def test_a_model_whose_weights_move_comes_out_as_the_original(tmp_path: Path) -> None:
+    model = tiny_model(experts=True, delta=True)
+    model.threshold = 0.5
+    moved = model.sample([0, 1], seed=1).tokens
+    path, _ = write_published(tmp_path / "back.safetensors", model)
+    model.threshold = None
+    assert torch.equal(load(path).sample([0, 1], seed=1).tokens, model.sample([0, 1], seed=1).tokens)
+    assert not torch.equal(load(path).sample([0, 1], seed=1).tokens, moved)
+
+
 def test_other_suffix_and_existing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the published layout is one file: call it .safetensors or .pth"):
         write_published(tmp_path / "back", tiny_model())

@@ -77,7 +77,9 @@ def _published(model: str, output: Path, dtype: str, force: bool, out: Out) -> N
         task.advance()
     if not opened.config.is_dense:
         out.hint("the published code has no experts: it computes all of them, whatever budget the model was made for")
-    if opened.config.guidance:
+    if opened.config.delta:
+        out.hint("these are the original's weights: what was learned for lower budgets is left out")
+    elif opened.config.guidance:
         out.hint("it also computes two rows for guidance; this model was trained on one, and may do worse with two")
     out.result({"format": "var", "dtype": dtype, "files": files}, f"{', '.join(files)}: {output.parent}", path=output)
 

@@ -26,7 +26,7 @@ from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, 
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import LOGIT_BYTES, DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
-from actvar_cli.distill.training import Optimiser, Sequences, budget_weight, taught, training
+from actvar_cli.distill.training import Optimiser, Sequences, budget_weight, place_delta, taught, training, with_delta
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.device import keep_memory
@@ -37,7 +37,11 @@ from actvar_cli.progress import Progress
 LOW_BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55)
 """Budgets that get a threshold besides those trained for and those of a conversion, as far as they can be reached."""
 
-LEARNS = {"experts": (".ffn.", ".router.", ".reconstruction."), "blocks": ("blocks.", "guidance.")}
+LEARNS = {
+    "experts": (".ffn.", ".router.", ".reconstruction."),
+    "blocks": ("blocks.", "guidance."),
+    "delta": ("blocks.", "guidance.", "delta."),
+}
 """Parts whose parameters learn, by `DistillSettings.learns`; gates get no gradient and stay fixed in either case."""
 
 CHECKPOINT_EVERY = 20
@@ -69,6 +73,12 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
         raise InputError(f"the student {student.config.name} has no experts: convert it first")
     if (teacher.config.transformer, teacher.config.tokenizer) != (student.config.transformer, student.config.tokenizer):
         raise InputError("teacher and student have different architectures")
+    learned = len(student.config.delta.thresholds) if student.config.delta else 0
+    if learned and (settings.learns != "delta" or learned != len(settings.budgets)):
+        raise InputError(
+            f"the student {student.config.name} has a delta for {learned} budgets: "
+            "distil it with learns: delta and as many budgets, or convert the original again"
+        )
     # Without a router, experts alone save nothing; with token gates there will be budgets.
     if not student.config.dials and student.config.experts.router != "none":
         raise InputError(f"the student {student.config.name} has no calibrated budgets: convert it again")
@@ -121,7 +131,8 @@ def share_of_lr(settings: DistillSettings, name: str) -> float:
     """The learning rate of the parameter ``name``, by `DistillSettings.lr`."""
     if ".router." in name:
         return settings.router_lr
-    return 1.0 if any(part in name for part in LEARNS["experts"]) else settings.attention_lr
+    whole = (*LEARNS["experts"], "delta.factors")
+    return 1.0 if any(part in name for part in whole) else settings.attention_lr
 
 
 def logit_room(device: torch.device) -> int:
@@ -192,6 +203,8 @@ def run_stage(
     cost_model = CostModel(student.config, student.device)
     weights, guidance = scale_weights(student.config.tokenizer.patch_nums, student.device), guidance_of(student)
     learned = student.config.guidance
+    if student.config.delta:
+        place_delta(student, [aim.threshold for aim in aims])
     with (
         training(student, LEARNS[settings.learns]) as parameters,
         progress.task(f"distilling {name}", len(steps)) as task,
@@ -279,10 +292,12 @@ def distill(
         checkpoint.unlink()
         state = None
     student = copy.deepcopy(student).to(teacher.device)
+    if settings.learns == "delta" and not student.config.delta:
+        student = with_delta(student, len(settings.budgets))
     if stages.guidance.steps:
         student = with_guidance(student, GuidanceConfig(cfg=stages.guidance.cfg))
     most = CostModel(student.config, student.device).most()
-    budgets = [settings.budget, *settings.also]
+    budgets = settings.budgets
     if max(budgets) >= most:
         raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
     learned = student.config.guidance

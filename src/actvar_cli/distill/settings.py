@@ -89,17 +89,25 @@ class DistillSettings(Frozen):
     ] = 0.1
     attention_lr: Annotated[
         float,
-        Field(ge=0, description="the learning rate of attention, AdaLN and guidance as a share of lr, if blocks learn"),
+        Field(ge=0, description="the learning rate of attention, AdaLN and guidance as a share of lr, if these learn"),
     ] = 0.25
     learns: Annotated[
-        Literal["experts", "blocks"],
-        Field(description="what learns: FFNs, routers and reconstructions, or all of every block, for long trainings"),
+        Literal["experts", "blocks", "delta"],
+        Field(
+            description="what learns: FFNs, routers and reconstructions (experts), all of every block (blocks), or "
+            "instead of its weights one change of them that every budget takes its share of (delta)"
+        ),
     ] = "experts"
     stages: Stages = Stages()
     weights: LossWeights = LossWeights()
     precision: Annotated[
         str, Field(pattern="^(auto|no|bf16)$", description="bf16 autocast, none, or bf16 where it is fast")
     ] = "auto"
+
+    @property
+    def budgets(self) -> list[float]:
+        """All budgets to train for, in the order in which steps take them."""
+        return [self.budget, *self.also]
 
     def kept_logits(self, config: ModelConfig, room: int = LOGIT_BYTES) -> int:
         """Bytes of what the teacher says about all its samples, in half precision; 0 where there is no ``room``."""

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from actvar_cli.convert.recording import TeacherSamples, draw_samples
+from actvar_cli.model.config import DeltaConfig
 from actvar_cli.model.device import fast_bf16
 from actvar_cli.model.guidance import guide
+from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 
@@ -28,8 +30,16 @@ OWN_BATCHES = 2
 
 @contextmanager
 def training(model: ActVAR, parts: tuple[str, ...]) -> Iterator[dict[str, nn.Parameter]]:
-    """Only the transformer's parameters with one of ``parts`` in their names take gradients inside; none afterwards."""
-    chosen = {n: p for n, p in model.transformer.named_parameters() if any(part in n for part in parts)}
+    """Only the transformer's parameters with one of ``parts`` in their names take gradients inside; none afterwards.
+
+    Nor do weights that there is a `Delta` of.
+    """
+    fixed = model.transformer.delta.names if model.config.delta else ()
+    chosen = {
+        name: parameter
+        for name, parameter in model.transformer.named_parameters()
+        if any(part in name for part in parts) and name not in fixed
+    }
     model.requires_grad_(False)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
@@ -37,6 +47,21 @@ def training(model: ActVAR, parts: tuple[str, ...]) -> Iterator[dict[str, nn.Par
         yield chosen
     finally:
         model.requires_grad_(False)
+
+
+def with_delta(student: ActVAR, budgets: int) -> ActVAR:
+    """``student`` with weights that can move with the threshold, and do not yet; those it has are shared."""
+    # The thresholds of so many budgets are known only when a stage begins: see `place_delta`.
+    thresholds = tuple(float(number) for number in range(budgets))
+    made = rebuilt(student, student.config.model_copy(update={"delta": DeltaConfig(thresholds=thresholds)}))
+    made.transformer.delta.begin()
+    return made
+
+
+def place_delta(student: ActVAR, thresholds: Sequence[float]) -> None:
+    """Let what is learned at each of ``thresholds``, in any order, be the weights there."""
+    delta = DeltaConfig(thresholds=tuple(sorted(thresholds)))
+    student.config = student.transformer.config = student.config.model_copy(update={"delta": delta})
 
 
 def batch_of(samples: TeacherSamples, size: int, seed: int) -> TeacherSamples:

@@ -70,7 +70,7 @@ class TeacherForced:
     has a token gate; ``threshold`` (L,) is what scores must exceed there, ``None`` leaves all experts on and all tokens
     computed. ``pick`` (n,), indices into the flattened (B, L), asks for a `Record` of these positions from every block.
     ``strength`` (L, 1) is that of guidance, as a share of the one that was learned; ``None`` is the original model,
-    which has not.
+    which has not. ``dial`` is the threshold as one number, before the offsets of the scales.
     """
 
     bias: Tensor
@@ -80,6 +80,7 @@ class TeacherForced:
     temperature: float = 1.0
     pick: Tensor | None = None
     strength: Tensor | None = None
+    dial: float | None = None
     decisions: list[Decisions] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
 

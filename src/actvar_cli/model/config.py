@@ -190,6 +190,12 @@ class GuidanceConfig(Frozen):
     cfg: float = Field(gt=0)
 
 
+class DeltaConfig(Frozen):
+    """That weights move with the threshold, by shares of one change that were learned at ``thresholds``, which rise."""
+
+    thresholds: Annotated[tuple[float, ...], Field(min_length=1)]
+
+
 class TokenizerReference(Frozen):
     """Where the tokenizer of an artefact is: a zoo name, or a file beside it; with the sha256 of its file."""
 
@@ -216,6 +222,7 @@ class ModelConfig(Frozen):
     experts: ExpertsConfig | None = None
     token_gate: TokenGateConfig | None = None
     guidance: GuidanceConfig | None = None
+    delta: DeltaConfig | None = None
     dials: tuple[Dial, ...] = ()
     default_budget: float | None = Field(default=None, gt=0, le=1)
 
@@ -232,6 +239,8 @@ class ModelConfig(Frozen):
             raise ValueError(f"{len(self.experts.scale_offsets)} scale_offsets for {scales} scales")
         if self.token_gate and max(self.token_gate.scales, default=0) >= scales:
             raise ValueError(f"token gate names scale {max(self.token_gate.scales)}, the model has fewer")
+        if self.delta and list(self.delta.thresholds) != sorted(self.delta.thresholds):
+            raise ValueError(f"the thresholds of delta must rise: {self.delta.thresholds}")
         if self.token_gate and max(self.token_gate.blocks or (), default=0) >= self.transformer.depth:
             raise ValueError(f"token gate names block {max(self.token_gate.blocks or ())}, the model has fewer")
         return self
@@ -255,7 +264,7 @@ class ModelConfig(Frozen):
     @property
     def dense(self) -> ModelConfig:
         """The same architecture as it was published, without what actvar adds."""
-        return self.model_copy(update={"experts": None, "token_gate": None, "guidance": None})
+        return self.model_copy(update={"experts": None, "token_gate": None, "guidance": None, "delta": None})
 
     @property
     def rows(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from actvar_cli.model import dispatch
+from actvar_cli.model.delta import using
 from actvar_cli.model.experts import ExpertFFN
 
 if TYPE_CHECKING:
@@ -31,13 +32,23 @@ class Pass:
 
     def __init__(self, var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> None:
         self.var, self.cond, self.threshold, self.counter = var, cond, threshold, counter
-        self.ada, self.cache = var.conditions(cond), var.new_cache(len(cond))
+        self.weights = var.weights(threshold)
+        with using(self.weights):
+            self.ada, self.cache = var.conditions(cond), var.new_cache(len(cond))
 
     def logits(self, x: Tensor, scale: int, strength: float | None = None) -> Tensor:
         """Logits (R, l, vocab) of ``x`` (R, l, C), the input of ``scale``; another call may write over them."""
-        return self.var.scale_logits(
-            x, self.cond, self.ada, self.cache, scale, threshold=self.threshold, counter=self.counter, strength=strength
-        )
+        with using(self.weights):
+            return self.var.scale_logits(
+                x,
+                self.cond,
+                self.ada,
+                self.cache,
+                scale,
+                threshold=self.threshold,
+                counter=self.counter,
+                strength=strength,
+            )
 
 
 @dataclass
@@ -67,12 +78,13 @@ class RecordedPass(Pass):
 
     def __init__(self, var: VAR, cond: Tensor, threshold: float | None, recording: Recording) -> None:
         self.var, self.threshold, self.recording = var, threshold, recording
+        self.weights = var.weights(threshold)
         recording.player = ref(self)
         recording.cond.copy_(cond)
         recording.cache.clear()
         if recording.conditions is None:
             recording.conditions = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recording.conditions, pool=recording.pool):
+            with using(self.weights), torch.cuda.graph(recording.conditions, pool=recording.pool):
                 recording.ada = var.conditions(recording.cond)
         recording.conditions.replay()
 
@@ -85,7 +97,7 @@ class RecordedPass(Pass):
         graph = made.scales.get((scale, strength))
         if graph is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=made.pool):
+            with using(self.weights), torch.cuda.graph(graph, pool=made.pool):
                 self.var.scale_logits(
                     here, made.cond, made.ada, made.cache, scale, threshold=self.threshold, strength=strength, out=out
                 )
@@ -141,7 +153,9 @@ def _recording(var: VAR, cond: Tensor, threshold: float | None) -> Recording | N
     passes = _passes.get(var)
     if passes is None or not passes.watched.is_same():
         passes = _passes[var] = _Passes(_Watched(var))
-    key = cond.shape, threshold, dispatch.forced(), torch.is_inference_mode_enabled()
+    # Where weights move with the threshold, what is played reads those that were made for it.
+    weights = None if threshold is None else var.weights(threshold)
+    key = cond.shape, threshold, weights, dispatch.forced(), torch.is_inference_mode_enabled()
     again, passes.last = passes.last == key, key
     if passes.watched.hooked():
         return None

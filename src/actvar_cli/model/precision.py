@@ -41,6 +41,8 @@ def set_dtype(model: ActVAR, dtype: str) -> ActVAR:
     for block in model.transformer.stack:
         _cast(block, target)
         block.attn.zero_k_bias = block.attn.zero_k_bias.to(target)
+    for changed in model.transformer.delta.blocks if model.config.delta else ():
+        _cast(changed, target)
     if model.config.transformer.shared_aln:
         _cast(model.transformer.shared_ada_lin, target)
     _cast(model.tokenizer.decoder, target)

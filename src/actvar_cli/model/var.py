@@ -13,6 +13,7 @@ from actvar_cli.model.block import Block, Sampling, TeacherForced
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.delta import Delta, Weights, using
 from actvar_cli.model.guidance import GuidanceEmbedding, blend, guidance_by_position, over_tokens
 from actvar_cli.model.products import Linear
 
@@ -74,6 +75,8 @@ class VAR(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(arch.depth))
         if config.guidance:
             self.guidance = GuidanceEmbedding(arch.num_classes, len(tok.patch_nums), dim)
+        if config.delta:
+            self.delta = Delta(self.blocks, len(config.delta.thresholds))
         self.head_nm = HeadNorm(dim, arch.norm_eps)
         self.head = Linear(dim, tok.vocab_size)
         self.derive_buffers()
@@ -108,6 +111,11 @@ class VAR(nn.Module):
     def by_kernels(self) -> bool:
         """Whether sampling is done by the kernels for GPUs: all of it, since each block leaves the next one a sum."""
         return all(block.by_kernels() for block in self.stack)
+
+    def weights(self, threshold: float | None) -> Weights | None:
+        """The blocks' weights at ``threshold``, to be used inside `using`; ``None`` where they are the same at all."""
+        delta = self.config.delta
+        return self.delta.weights(self, threshold, delta.thresholds) if delta else None
 
     def gated_positions(self) -> Tensor:
         """Which positions (L,) of the sequence belong to a scale with a token gate."""
@@ -153,7 +161,14 @@ class VAR(nn.Module):
             offsets = torch.tensor(self.config.scale_offsets, device=self.lvl_1L.device)
             cut = threshold - offsets[self.lvl_1L[0]]
         return TeacherForced(
-            self.attn_bias_for_masking, self.lvl_1L[0], self.gated_positions(), cut, temperature, pick, strength
+            self.attn_bias_for_masking,
+            self.lvl_1L[0],
+            self.gated_positions(),
+            cut,
+            temperature,
+            pick,
+            strength,
+            threshold,
         )
 
     def embed(self, labels: Tensor, var_input: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -183,10 +198,11 @@ class VAR(nn.Module):
         """
         context = context or self.teacher_forced()
         x, cond = self.embed(labels, var_input, context.strength)
-        for block, ada in zip(self.blocks, self.conditions(cond), strict=True):
-            x = block(x, blend(ada, context.strength), context)
-            if hidden is not None:
-                hidden.append(x)
+        with using(self.weights(context.dial)):
+            for block, ada in zip(self.blocks, self.conditions(cond), strict=True):
+                x = block(x, blend(ada, context.strength), context)
+                if hidden is not None:
+                    hidden.append(x)
         return self.logits(x, cond, context.strength)
 
     def new_cache(self, rows: int) -> KVCache:

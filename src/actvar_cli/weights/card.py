@@ -100,6 +100,8 @@ def _what(config: ModelConfig, dtype: str) -> str:
             f"It has learned what classifier-free guidance (around cfg {config.guidance.cfg:g}) does, and computes one "
             "row for each image in place of two."
         )
+    if config.delta:
+        parts.append("At budget 1 it is the original; its weights move away from the original's as the budget falls.")
     return " ".join(parts)
 
 

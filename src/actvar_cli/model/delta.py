@@ -1,0 +1,160 @@
+"""Weights that move with the threshold: the original's, plus a share of one learned change.
+
+    W(threshold) = W + s(threshold) * delta
+
+What low budgets need of the weights, budgets at which little is left out do not. One ``delta`` of every weight of the
+blocks serves all, and each weight has a share of it at each threshold that was trained for. The sum is made when a
+threshold is first used, and costs no product.
+
+Source: weights that differ by a scaled delta, arXiv 2212.04089; that the shares are learned with it is ours.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from threading import RLock
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+ADDED = ("router", "token_gate", "reconstruction", "expert_mean")
+"""Parts of a block that the original does not have, and that are the same at every threshold."""
+
+HIGHEST, OTHERS = 0.1, 1.0
+"""The shares that training begins with: at the highest budget, at which least is left out, and at the others."""
+
+
+Place = tuple[dict[str, Any], str]
+"""Where a parameter is: the registry of its module, and its name there."""
+
+
+class Delta(nn.Module):
+    """The change of every weight of ``blocks``, under the names that these have, and ``factors`` (weights, thresholds).
+
+    Born without effect.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, thresholds: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_zeros_like(block) for block in blocks)
+        self.names = [name for name, _ in self.named_parameters()]
+        """The weights that change, as the transformer calls them."""
+        self.factors = nn.Parameter(torch.zeros(len(self.names), thresholds))
+        self._last: tuple[Any, Weights] | None = None
+
+    def begin(self) -> None:
+        """Set the shares that training begins with."""
+        with torch.no_grad():
+            self.factors.fill_(OTHERS)
+            if self.factors.shape[1] > 1:
+                self.factors[:, 0] = HIGHEST
+
+    def shares(self, threshold: float, thresholds: Sequence[float]) -> Tensor:
+        """The share of every weight's change, (weights,), at ``threshold``.
+
+        Those at ``thresholds``, which rise, are `factors`; between two it is interpolated, outside it stays.
+        """
+        after = bisect_right(thresholds, threshold)
+        if after in (0, len(thresholds)):
+            return self.factors[:, max(after - 1, 0)]
+        low, high = thresholds[after - 1 : after + 1]
+        return torch.lerp(self.factors[:, after - 1], self.factors[:, after], (threshold - low) / (high - low))
+
+    def weights(self, var: nn.Module, threshold: float | None, thresholds: Sequence[float]) -> Weights:
+        """What to put in the place of the weights of ``var`` at ``threshold``; ``None`` leaves them as they are.
+
+        Where no gradient is asked for, it is made once for each threshold, and again when weights have changed.
+        """
+        if threshold is None:
+            return Weights(self)
+        with _lock_of(self):
+            return self._weights([_place(var, name) for name in self.names], threshold, thresholds)
+
+    def _weights(self, places: list[Place], threshold: float, thresholds: Sequence[float]) -> Weights:
+        base, delta = [registry[name] for registry, name in places], list(self.blocks.parameters())
+        if torch.is_grad_enabled() and self.factors.requires_grad:
+            return Weights(self, places, self._sum(base, delta, threshold, thresholds))
+        made_from = threshold, tuple(thresholds), [_state(t) for t in (*base, *delta, self.factors)]
+        if self._last is None or self._last[0] != made_from:
+            # Ordinary tensors, also where sampling makes none: they are used again elsewhere.
+            with torch.inference_mode(False), torch.no_grad():
+                self._last = made_from, Weights(self, places, self._sum(base, delta, threshold, thresholds))
+        return self._last[1]
+
+    def _sum(
+        self, base: Sequence[Tensor], delta: Sequence[Tensor], threshold: float, thresholds: Sequence[float]
+    ) -> list[Tensor]:
+        shares = self.shares(threshold, thresholds).unbind()
+        return [torch.addcmul(w.detach(), s.to(d.dtype), d) for w, s, d in zip(base, shares, delta, strict=True)]
+
+
+@dataclass(eq=False)
+class Weights(AbstractContextManager[None]):
+    """Inside, the ``tensors`` are in their ``places``; other threads that use the same model wait."""
+
+    owner: Delta
+    places: list[Place] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    before: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> None:
+        _lock_of(self.owner).acquire()
+        self.before = self._put(self.tensors)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._put(self.before)
+        self.before = []
+        _lock_of(self.owner).release()
+
+    def _put(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Put ``tensors`` in their places, and return what was there."""
+        before = [registry[name] for registry, name in self.places]
+        for (registry, name), tensor in zip(self.places, tensors, strict=True):
+            registry[name] = tensor
+        return before
+
+
+def using(weights: Weights | None) -> AbstractContextManager[None]:
+    """Inside, a model has the ``weights`` that `VAR.weights` gave."""
+    return nullcontext() if weights is None else weights
+
+
+_locks: WeakKeyDictionary[Delta, Any] = WeakKeyDictionary()
+
+
+def _lock_of(delta: Delta) -> Any:
+    """Held while the weights of its model are others than usual, or looked at."""
+    return _locks.setdefault(delta, RLock())
+
+
+def _zeros_like(module: nn.Module) -> nn.Module:
+    """A tree of modules with a 0 for every parameter of ``module`` that the original has."""
+    made = nn.Module()
+    for name, parameter in module.named_parameters(recurse=False):
+        if name not in ADDED:
+            made.register_parameter(name, nn.Parameter(torch.zeros_like(parameter)))
+    for name, child in module.named_children():
+        if name not in ADDED:
+            made.add_module(name, _zeros_like(child))
+    return made
+
+
+def _place(var: nn.Module, name: str) -> Place:
+    """Where the parameter called ``name`` is."""
+    *path, last = name.split(".")
+    for part in path:
+        var = var._modules[part]  # type: ignore[assignment]
+    return var._parameters, last
+
+
+def _state(tensor: Tensor) -> tuple[int, torch.dtype, int]:
+    """Differs when a tensor has moved or changed."""
+    return tensor.data_ptr(), tensor.dtype, 0 if tensor.is_inference() else tensor._version
