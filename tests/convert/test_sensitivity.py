@@ -9,7 +9,7 @@ from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.sensitivity import taylor_scores
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.progress import Progress
-from tests.distill.test_distill import teacher_model
+from tests.distill.conftest import teacher_model
 
 
 def test_a_neuron_that_nothing_reads_does_not_matter_and_a_loud_one_does() -> None:

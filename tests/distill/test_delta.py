@@ -13,10 +13,9 @@ from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.errors import InputError
 from actvar_cli.model.delta import HIGHEST, OTHERS
 from actvar_cli.model.sampling import ActVAR
+from tests.distill.conftest import teacher_model
 from tests.distill.kill import KillAt, Killed
-from tests.distill.test_distill import converted, kl_to_teacher, settings, teacher_model
-
-__all__ = ["converted"]
+from tests.distill.test_distill import kl_to_teacher, settings
 
 
 def delta_settings(steps: int = 12) -> DistillSettings:

@@ -22,27 +22,14 @@ from actvar_cli.errors import InputError
 from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
+from tests.distill.conftest import teacher_model
 from tests.distill.kill import KillAt, Killed
 from tests.tiny import tiny_model
-
-
-def teacher_model() -> ActVAR:
-    """A tiny model whose FFNs matter: with the weights it is born with, leaving experts out would change nothing."""
-    model = tiny_model()
-    for block in model.transformer.blocks:
-        block.ffn.fc1.weight.data.mul_(4)
-        block.ffn.fc2.weight.data.mul_(8)
-    return model
 
 
 def settings(steps: int = 12, budget: float = 0.7) -> DistillSettings:
     stages = Stages(experts=ExpertsStage(steps=steps), tokens=TokensStage(steps=steps, rank=4, scales=2))
     return DistillSettings(budget=budget, images=32, batch=8, lr=1e-3, stages=stages, precision="no")
-
-
-@pytest.fixture(scope="module")
-def converted() -> ActVAR:
-    return convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
 
 
 @pytest.fixture(scope="module")

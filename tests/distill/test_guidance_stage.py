@@ -21,8 +21,8 @@ from actvar_cli.evaluate.agreement import guided_logits
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
 from actvar_cli.progress import Progress
+from tests.distill.conftest import teacher_model
 from tests.distill.kill import KillAt, Killed
-from tests.distill.test_distill import teacher_model
 
 
 def settings(steps: int = 40, budget: float = 0.4) -> DistillSettings:

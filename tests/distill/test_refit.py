@@ -14,7 +14,7 @@ from actvar_cli.distill.losses import hidden_error, scale_weights
 from actvar_cli.distill.refit import Part, refit, solve
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
-from tests.distill.test_distill import teacher_model
+from tests.distill.conftest import teacher_model
 from tests.tiny import tiny_model
 
 
