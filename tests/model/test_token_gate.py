@@ -10,7 +10,7 @@ import torch
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.evaluate.agreement import guided_logits
 from actvar_cli.model.config import GateKind, ReconstructionKind, SkippedPart, TokenGateConfig
-from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.counters import WorkCounter, exactly
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
 from actvar_cli.model.token_gate import DeviationGate, grid_order, previous_updates
@@ -49,6 +49,9 @@ def test_sampling_is_what_was_trained(kind: GateKind, reconstruction: Reconstruc
         context = model.transformer.teacher_forced(model.threshold)
         model.transformer(*paired_rows(model, labels, tokens), context)
     assert float(CostModel(model.config, model.device)(context.decisions)) == pytest.approx(counter.cost, rel=1e-5)
+    with exactly():
+        # Where work is counted tokens are gone through one by one, whatever the gate.
+        assert torch.equal(model.sample_tokens(labels, seed=0, settings=SamplingSettings(top_k=1)), tokens)
     shares = torch.tensor(counter.density("tokens"))[:, 1:]
     assert bool((shares < 1).any())
 

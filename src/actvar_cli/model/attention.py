@@ -81,7 +81,8 @@ class SelfAttention(nn.Module):
 
         With ``bias`` (1, 1, l, l): over the sequence itself, for teacher forcing. With ``cache``: over all scales so
         far. With ``keep`` (R, l) too: keys and values of all tokens, queries only of those kept; returns (N, C) in the
-        order of ``keep.nonzero()``, else (R, l, C). With ``kernels`` by those for GPUs, see `kernels.block.attend`.
+        order of ``keep.nonzero()``, or (R, m, C) where ``keep`` (m,) are the places of those kept in all rows, else
+        (R, l, C). With ``kernels`` by those for GPUs, see `kernels.block.attend`.
         """
         if kernels and cache is not None:
             from actvar_cli.model.kernels.block import attend
@@ -89,7 +90,7 @@ class SelfAttention(nn.Module):
             return attend(self, h, cache, picked)
         h = h.to(self.mat_qkv.weight.dtype)
         if cache is not None and keep is not None:
-            return self._kept(h, cache, keep)
+            return self._kept(h, cache, keep) if keep.dim() == 2 else self._kept_alike(h, cache, keep)
         q_k_v_bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         q, k, v = self._heads(linear(h, self.mat_qkv.weight, q_k_v_bias))
         q = self._queries(q).transpose(1, 2)
@@ -109,11 +110,20 @@ class SelfAttention(nn.Module):
         factor = _over_length(k).transpose(1, 2) if self.l2_norm else None
         return cache.extend(self.index, k.transpose(1, 2), v.transpose(1, 2), factor)
 
+    def _extended(self, h: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, with those of ``h``, of which no queries are made."""
+        bias = torch.cat((self.zero_k_bias, self.v_bias))
+        return self._extend(cache, *self._heads(linear(h, self.mat_qkv.weight[h.shape[-1] :], bias)))
+
+    def _kept_alike(self, h: Tensor, cache: KVCache, kept: Tensor) -> Tensor:
+        keys, values = self._extended(h, cache)
+        (q,) = self._heads(linear(h.index_select(1, kept), self.mat_qkv.weight[: h.shape[-1]], self.q_bias))
+        out = _attend(self._queries(q).transpose(1, 2), keys, values, None, self.scale)
+        return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
     def _kept(self, h: Tensor, cache: KVCache, keep: Tensor) -> Tensor:
         dim, weight = h.shape[-1], self.mat_qkv.weight
-        keys, values = self._extend(
-            cache, *self._heads(linear(h, weight[dim:], torch.cat((self.zero_k_bias, self.v_bias))))
-        )
+        keys, values = self._extended(h, cache)
         kept = keep.flatten().nonzero().squeeze(1)
         (q,) = self._heads(linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias))
         out = _attend_unevenly(self._queries(q), keys, values, keep.sum(1), self.scale)

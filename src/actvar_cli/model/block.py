@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actvar_cli.model.alike import Pattern, pattern_of
 from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
@@ -221,6 +222,16 @@ class Block(nn.Module):
             kept, skipped = x.shape[0] * x.shape[1], 0
             middle = torch.addcmul(x, g1, self.attn(h, cache=context.cache))
             out = self._with_ffn(middle, g2, scale2, shift2, context)
+        elif self.token_gate.alike and not is_exact() and bool(keep.any()):
+            pattern = pattern_of(tuple(keep[0].tolist()), self.patch_nums[context.scale], keep.device)
+            kept, skipped = len(x) * len(pattern.kept), len(x) * len(pattern.rest)
+            update = g1 * self.attn(h, cache=context.cache, keep=pattern.kept)
+            if not self.skips_attention:
+                before = x.index_select(1, pattern.kept)
+                update = self._with_ffn(before + update, g2, scale2, shift2, context) - before
+            out = middle = x + pattern.together(update, self._rebuilt_alike(h, pattern, update, context))
+            if self.skips_attention:
+                out = self._with_ffn(middle, g2, scale2, shift2, context)
         else:
             flat = keep.flatten()
             index, rest = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
@@ -257,6 +268,19 @@ class Block(nn.Module):
             return net(h.flatten(0, 1), known, lambda inner: inner.index_select(0, rest) - around.mean(inner))  # type: ignore[no-any-return]
         previous = self.previous(context).flatten(0, 1).index_select(0, rest) if self.from_previous else None
         return net(h.flatten(0, 1).index_select(0, rest), previous)  # type: ignore[no-any-return]
+
+    def _rebuilt_alike(self, h: Tensor, pattern: Pattern, update: Tensor, context: Sampling) -> Tensor:
+        """What stands in for the update of a ``pattern``'s rest, (R, n, C); ``update`` (R, m, C) is of those kept."""
+        net: Reconstruction = self.reconstruction
+        if self.from_neighbours:
+
+            def between(inner: Tensor) -> Tensor:
+                kept, rest = (inner.index_select(1, places) for places in (pattern.kept, pattern.rest))
+                return rest - pattern.mean(kept)
+
+            return net(h, pattern.mean(update), between)  # type: ignore[no-any-return]
+        previous = self.previous(context).index_select(1, pattern.rest) if self.from_previous else None
+        return net(h.index_select(1, pattern.rest), previous)  # type: ignore[no-any-return]
 
     def previous(self, context: Sampling) -> Tensor:
         """The update of the scale before at the places of this one, (R, l, C)."""

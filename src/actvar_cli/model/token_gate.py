@@ -26,6 +26,8 @@ class TokenGate(Perceptron):
     Scores (…) are in the units of the router's.
     """
 
+    alike = False
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(dim, hidden, 1)
 
@@ -40,6 +42,9 @@ class TokenGate(Perceptron):
 
 class StaticGate(Decider):
     """The same score for all tokens of a scale: the whole block is computed there, or stood in for."""
+
+    alike = True
+    """Whether it decides the same in all rows."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -100,6 +105,8 @@ def grid_step(side: int, device: torch.device) -> Tensor:
 
 class DeviationGate(StaticGate):
     """A token is left out for how little it differs from the mean of its scale: FastVAR's choice (arXiv 2503.23367)."""
+
+    alike = False
 
     def __init__(self, patch_nums: Sequence[int]) -> None:
         super().__init__(len(patch_nums))
