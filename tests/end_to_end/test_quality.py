@@ -15,7 +15,9 @@ def test_all_variants_are_trained_alike_and_differ_as_they_say() -> None:
         sum(stage.steps for stage in (d.stages.guidance, d.stages.experts, d.stages.tokens)) for _, d in made.values()
     }
     assert steps == {550}
-    assert {(d.images, d.batch, d.lr, d.learns) for _, d in made.values()} == {(2048, 32, 1.5e-3, "blocks")}
+    assert {(d.images, d.batch, d.lr) for _, d in made.values()} == {(2048, 32, 1.5e-3)}
+    assert {d.learns for name, (_, d) in made.items() if not name.startswith("delta")} == {"blocks"}
+    assert {d.learns for name, (_, d) in made.items() if name.startswith("delta")} == {"delta"}
     assert settings_of(variants["ours"], "quick")[1].stages.experts.steps == 60
     half = settings_of(variants["ours"], "half")[1]
     assert (half.stages, half.batch, half.images) == (made["ours"][1].stages, 16, 1536)

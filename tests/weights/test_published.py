@@ -19,7 +19,7 @@ from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 from actvar_cli.weights.artefact import save
 from actvar_cli.weights.load import load
-from actvar_cli.weights.published import write_published
+from actvar_cli.weights.published import published_state, write_published
 from tests.golden_model import CASES, FOLDER, golden_model, spec
 from tests.tiny import tiny_model
 from tests.weights.test_load import published, write_pair
@@ -103,6 +103,10 @@ def test_a_model_whose_weights_move_comes_out_as_the_original(tmp_path: Path) ->
     model.threshold = None
     assert torch.equal(load(path).sample([0, 1], seed=1).tokens, model.sample([0, 1], seed=1).tokens)
     assert not torch.equal(load(path).sample([0, 1], seed=1).tokens, moved)
+
+
+def test_the_shipped_student_holds_the_shipped_model() -> None:
+    assert same(published_state(load("var-fashion-actvar")), published_state(load("var-fashion")))
 
 
 def test_other_suffix_and_existing_file(tmp_path: Path) -> None:
