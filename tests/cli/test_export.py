@@ -95,8 +95,8 @@ def test_the_published_layout_is_one_file(actvar: Actvar, models: Path, name: st
 def test_who_exports_what_was_trained_on_one_row_is_told(actvar: Actvar, models: Path, tmp_path: Path) -> None:
     said = []
     for delta in (False, True):
-        save(tmp_path / "one-row.safetensors", tiny_model(experts=True, guidance=True, delta=delta), {})
-        done = actvar("export", "one-row.safetensors", "--format", "var", "-o", f"one-{delta}.pth")
+        save(tmp_path / f"one-{delta}.safetensors", tiny_model(experts=True, guidance=True, delta=delta), {})
+        done = actvar("export", f"one-{delta}.safetensors", "--format", "var", "-o", f"one-{delta}.pth")
         assert done.code == 0
         said.append(done.err)
     assert "trained on one, and may do worse with two" in said[0]
