@@ -96,7 +96,7 @@ def test_who_exports_what_was_trained_on_one_row_is_told(actvar: Actvar, models:
     said = []
     for delta in (False, True):
         save(tmp_path / f"one-{delta}.safetensors", tiny_model(experts=True, guidance=True, delta=delta), {})
-        done = actvar("export", f"one-{delta}.safetensors", "--format", "var", "-o", f"one-{delta}.pth")
+        done = actvar("export", f"one-{delta}.safetensors", "--format", "var", "-o", f"out-{delta}.pth")
         assert done.code == 0
         said.append(done.err)
     assert "trained on one, and may do worse with two" in said[0]
