@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,6 +76,25 @@ def test_what_is_sampled_is_what_training_sees(shared_aln: bool) -> None:
     model.threshold = 0.3
     tokens = model.sample_tokens(LABELS, seed=3, settings=SamplingSettings(1.5, top_k=1))
     assert torch.equal(guided_logits(model, LABELS, tokens, 1.5).argmax(-1), tokens)
+
+
+@pytest.mark.parametrize("shared_aln", [False, True])
+def test_all_that_the_original_has_in_its_blocks_moves_and_nothing_else(shared_aln: bool) -> None:
+    original = dict(tiny_model(shared_aln=shared_aln).transformer.blocks.named_parameters(prefix="blocks"))
+    model = model_with_delta(token_gate=True, shared_aln=shared_aln)
+    assert set(model.transformer.delta.names) == set(original)
+
+
+def test_nothing_of_a_model_outlives_it() -> None:
+    model = model_with_delta()
+    teacher_forced(model, 0.5)
+    weight = weakref.ref(model.transformer.blocks[0].ffn.fc1.weight)
+    gc.disable()
+    try:
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_it_takes_no_products() -> None:

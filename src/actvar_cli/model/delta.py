@@ -46,7 +46,6 @@ class Delta(nn.Module):
         self.names = [name for name, _ in self.named_parameters()]
         """The weights that change, as the transformer calls them."""
         self.factors = nn.Parameter(torch.zeros(len(self.names), thresholds))
-        self._last: tuple[Any, Weights] | None = None
 
     def begin(self) -> None:
         """Set the shares that training begins with."""
@@ -71,21 +70,21 @@ class Delta(nn.Module):
 
         Where no gradient is asked for, it is made once for each threshold, and again when weights have changed.
         """
+        use = _uses.setdefault(self, _Use())
         if threshold is None:
-            return Weights(self)
-        with _lock_of(self):
-            return self._weights([_place(var, name) for name in self.names], threshold, thresholds)
-
-    def _weights(self, places: list[Place], threshold: float, thresholds: Sequence[float]) -> Weights:
-        base, delta = [registry[name] for registry, name in places], list(self.blocks.parameters())
-        if torch.is_grad_enabled() and self.factors.requires_grad:
-            return Weights(self, places, self._sum(base, delta, threshold, thresholds))
-        made_from = threshold, tuple(thresholds), [_state(t) for t in (*base, *delta, self.factors)]
-        if self._last is None or self._last[0] != made_from:
-            # Ordinary tensors, also where sampling makes none: they are used again elsewhere.
-            with torch.inference_mode(False), torch.no_grad():
-                self._last = made_from, Weights(self, places, self._sum(base, delta, threshold, thresholds))
-        return self._last[1]
+            return Weights(use.lock)
+        with use.lock:
+            places = [_place(var, name) for name in self.names]
+            base, delta = [registry[name] for registry, name in places], list(self.blocks.parameters())
+            if torch.is_grad_enabled() and self.factors.requires_grad:
+                return Weights(use.lock, places, self._sum(base, delta, threshold, thresholds))
+            made_from = threshold, tuple(thresholds), [_state(t) for t in (*base, *delta, self.factors)]
+            if use.last is None or use.made_from != made_from:
+                # Ordinary tensors, also where sampling makes none: they are used again elsewhere.
+                with torch.inference_mode(False), torch.no_grad():
+                    use.last = Weights(use.lock, places, self._sum(base, delta, threshold, thresholds))
+                use.made_from = made_from
+            return use.last
 
     def _sum(
         self, base: Sequence[Tensor], delta: Sequence[Tensor], threshold: float, thresholds: Sequence[float]
@@ -98,13 +97,13 @@ class Delta(nn.Module):
 class Weights(AbstractContextManager[None]):
     """Inside, the ``tensors`` are in their ``places``; other threads that use the same model wait."""
 
-    owner: Delta
+    lock: Any
     places: list[Place] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     before: list[Any] = field(default_factory=list)
 
     def __enter__(self) -> None:
-        _lock_of(self.owner).acquire()
+        self.lock.acquire()
         self.before = self._put(self.tensors)
 
     def __exit__(
@@ -112,7 +111,7 @@ class Weights(AbstractContextManager[None]):
     ) -> None:
         self._put(self.before)
         self.before = []
-        _lock_of(self.owner).release()
+        self.lock.release()
 
     def _put(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Put ``tensors`` in their places, and return what was there."""
@@ -127,12 +126,19 @@ def using(weights: Weights | None) -> AbstractContextManager[None]:
     return nullcontext() if weights is None else weights
 
 
-_locks: WeakKeyDictionary[Delta, Any] = WeakKeyDictionary()
+@dataclass
+class _Use:
+    """What goes with a model and is no part of it, so that a copy has its own, and nothing outlives it.
+
+    The ``lock`` is held while its weights are others than usual, or looked at. ``last`` was ``made_from`` what it says.
+    """
+
+    lock: Any = field(default_factory=RLock)
+    made_from: Any = None
+    last: Weights | None = None
 
 
-def _lock_of(delta: Delta) -> Any:
-    """Held while the weights of its model are others than usual, or looked at."""
-    return _locks.setdefault(delta, RLock())
+_uses: WeakKeyDictionary[Delta, _Use] = WeakKeyDictionary()
 
 
 def _zeros_like(module: nn.Module) -> nn.Module:

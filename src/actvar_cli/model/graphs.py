@@ -20,6 +20,7 @@ from actvar_cli.model.experts import ExpertFFN
 if TYPE_CHECKING:
     from actvar_cli.model.cache import KVCache
     from actvar_cli.model.counters import WorkCounter
+    from actvar_cli.model.delta import Weights
     from actvar_cli.model.var import VAR
 
 
@@ -55,7 +56,7 @@ class Pass:
 class Recording:
     """Graphs of all scales, by scale and strength of guidance, with the memory that they read and write.
 
-    ``x`` and ``logits`` are room for those of one scale.
+    ``x`` and ``logits`` are room for those of one scale; ``weights`` are what `VAR.weights` gave when it was recorded.
     """
 
     cond: Tensor
@@ -67,6 +68,7 @@ class Recording:
     conditions: torch.cuda.CUDAGraph | None = None
     scales: dict[tuple[int, float | None], torch.cuda.CUDAGraph] = field(default_factory=dict)
     player: ReferenceType[RecordedPass] | None = None
+    weights: Weights | None = None
 
     def is_playing(self) -> bool:
         """Whether a pass of another thread is under way."""
@@ -77,8 +79,7 @@ class RecordedPass(Pass):
     """The same, from a recording, which it adds to where that has nothing yet."""
 
     def __init__(self, var: VAR, cond: Tensor, threshold: float | None, recording: Recording) -> None:
-        self.var, self.threshold, self.recording = var, threshold, recording
-        self.weights = var.weights(threshold)
+        self.var, self.threshold, self.recording, self.weights = var, threshold, recording, recording.weights
         recording.player = ref(self)
         recording.cond.copy_(cond)
         recording.cache.clear()
@@ -154,8 +155,9 @@ def _recording(var: VAR, cond: Tensor, threshold: float | None) -> Recording | N
     if passes is None or not passes.watched.is_same():
         passes = _passes[var] = _Passes(_Watched(var))
     # Where weights move with the threshold, what is played reads those that were made for it.
-    weights = None if threshold is None else var.weights(threshold)
-    key = cond.shape, threshold, weights, dispatch.forced(), torch.is_inference_mode_enabled()
+    weights = var.weights(threshold)
+    moved = None if threshold is None else weights
+    key = cond.shape, threshold, moved, dispatch.forced(), torch.is_inference_mode_enabled()
     again, passes.last = passes.last == key, key
     if passes.watched.hooked():
         return None
@@ -166,6 +168,7 @@ def _recording(var: VAR, cond: Tensor, threshold: float | None) -> Recording | N
         recording = _room(var, cond) if _has_room(var, cond) else None
     if recording is None:
         return None
+    recording.weights = weights
     passes.recordings[key] = recording
     return None if recording.is_playing() else recording
 
