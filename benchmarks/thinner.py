@@ -155,5 +155,5 @@ def thinner_student(teacher: ActVAR, settings: DistillSettings, seed: int = 0) -
             optimiser.step(kl + settings.weights.hidden * hidden, step)
     # With nothing to leave out, it works in the same way at any threshold.
     dial = Dial(budget=settings.budget, threshold=0.0, cost=cost_by(student.config, teacher.config))
-    student.config = student.transformer.config = student.config.model_copy(update={"dials": (dial,)})
+    student.configure(dials=(dial,))
     return student

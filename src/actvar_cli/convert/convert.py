@@ -200,7 +200,7 @@ def convert(
         guess=predicted_cost(student.config, scores, recorder.scales),
         images=few if few == SURE_IMAGES else few // 4,
     )
-    student.config = student.transformer.config = student.config.model_copy(update={"dials": dials})
+    student.configure(dials=dials)
     if any(d.budget == DEFAULT_BUDGET for d in dials):
         student.set_budget(DEFAULT_BUDGET)
     return_memory()

@@ -42,7 +42,7 @@ LEARNS = {
     "blocks": ("blocks.", "guidance."),
     "delta": ("blocks.", "guidance.", "delta."),
 }
-"""Parts whose parameters learn, by `DistillSettings.learns`; gates get no gradient and stay fixed in either case."""
+"""Parts whose parameters learn, by `DistillSettings.learns`; gates get no gradient and stay fixed in any case."""
 
 CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
@@ -372,8 +372,7 @@ def distill(
     )
     if missed := set(budgets) - {d.budget for d in dials}:
         raise ActvarError(f"the student cannot be set to budget {min(missed):g}; reached: {dials}")
-    config = student.config.model_copy(update={"dials": dials, "default_budget": settings.budget})
-    student.config = student.transformer.config = config
+    student.configure(dials=dials, default_budget=settings.budget)
     student.set_budget(settings.budget)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)

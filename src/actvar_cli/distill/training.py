@@ -60,8 +60,7 @@ def with_delta(student: ActVAR, budgets: int) -> ActVAR:
 
 def place_delta(student: ActVAR, thresholds: Sequence[float]) -> None:
     """Let what is learned at each of ``thresholds``, in any order, be the weights there."""
-    delta = DeltaConfig(thresholds=tuple(sorted(thresholds)))
-    student.config = student.transformer.config = student.config.model_copy(update={"delta": delta})
+    student.configure(delta=DeltaConfig(thresholds=tuple(sorted(thresholds))))
 
 
 def batch_of(samples: TeacherSamples, size: int, seed: int) -> TeacherSamples:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from actvar_cli.model.neighbours import nearness
+from actvar_cli.model.neighbours import mean_of_computed
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Pattern:
     """The places (m,) of the tokens that are ``kept`` and (n,) of the ``rest``.
 
     ``order`` (l,) brings both, one after the other, back to where they belong; ``near`` (n, m) are the weights of the
-    computed tokens around each of the rest, see `neighbours.mean_of_computed`.
+    computed tokens around each of the rest, as in `mean_of_computed`.
     """
 
     kept: Tensor
@@ -40,6 +40,6 @@ def pattern_of(keep: tuple[bool, ...], side: int, device: torch.device) -> Patte
     with torch.inference_mode(False):
         mask = torch.tensor(keep, device=device)
         kept, rest = mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)
-        near = nearness(side, device)[rest][:, kept]
-        near = near / near.sum(1, keepdim=True).clamp_min(1)
+        each = torch.eye(len(keep), device=device)
+        near = mean_of_computed(each[None], mask[None], side)[0, rest][:, kept]
         return Pattern(kept, rest, torch.cat((kept, rest)).argsort(), near)

@@ -222,7 +222,7 @@ class Block(nn.Module):
             kept, skipped = x.shape[0] * x.shape[1], 0
             middle = torch.addcmul(x, g1, self.attn(h, cache=context.cache))
             out = self._with_ffn(middle, g2, scale2, shift2, context)
-        elif self.token_gate.alike and not is_exact() and bool(keep.any()):
+        elif self.token_gate.alike and not is_exact():
             pattern = pattern_of(tuple(keep[0].tolist()), self.patch_nums[context.scale], keep.device)
             kept, skipped = len(x) * len(pattern.kept), len(x) * len(pattern.rest)
             update = g1 * self.attn(h, cache=context.cache, keep=pattern.kept)

@@ -7,6 +7,7 @@ order, so equal seeds give equal tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,10 @@ class ActVAR(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type that the blocks' products are computed in (`precision.set_dtype`)."""
         return self.transformer.dtype
+
+    def configure(self, **changes: Any) -> None:
+        """Change fields of the config, which the transformer reads too."""
+        self.config = self.transformer.config = self.config.model_copy(update=changes)
 
     def budgets(self) -> list[float]:
         """Budgets that were calibrated, rising."""
