@@ -69,6 +69,17 @@ def test_parameters_are_all_there_tokenizer_apart() -> None:
     assert counts["router"] == 2 * (32 * 8 + 8 + 8 * 4 + 4)
 
 
+def test_a_model_whose_weights_move_is_profiled_and_the_change_counted_where_the_weights_are() -> None:
+    model, still = (tiny_model(experts=True, guidance=True, delta=delta) for delta in (True, False))
+    model.threshold = 0.0
+    counts, fixed = profile(model, batch=2, repeats=1, measure=True).parameters, parameters(still)
+    assert counts["total"] == sum(p.numel() for p in model.transformer.parameters())
+    assert counts["attention"] == 2 * fixed["attention"]
+    # But for the means of the experts, which do not move.
+    assert counts["ffn"] == 2 * fixed["ffn"] - 2 * 4 * 32
+    assert counts["router"] == fixed["router"]
+
+
 @pytest.mark.parametrize(
     ("current", "budget", "expected"),
     [(None, None, (0.7, -0.1)), (0.1, None, (0.6, 0.1)), (0.3, None, (None, 0.3)), (None, 0.6, (0.6, 0.1))],

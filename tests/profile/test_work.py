@@ -24,6 +24,7 @@ KINDS: list[dict[str, Any]] = [
     {"experts": True, "token_gate": True, "shared_aln": True},
     {"experts": True, "token_gate": True, "guidance": True},
     {"experts": (2, 8), "token_gate": True},
+    {"experts": True, "guidance": True, "delta": True},
 ]
 
 

@@ -46,6 +46,7 @@ _PART_OF = {
     "word_embed": "embed",
     "class_emb": "embed",
     "guidance": "embed",
+    "factors": "embed",
     "lvl_embed": "embed",
     "pos_start": "embed",
     "pos_1LC": "embed",
@@ -63,8 +64,11 @@ _PART_OF = {
 
 
 def part_of(name: str) -> str:
-    """The part (one of `PARTS`) that a module or parameter of the transformer belongs to, by its dotted name."""
-    words = name.split(".")
+    """The part (one of `PARTS`) that a module or parameter of the transformer belongs to, by its dotted name.
+
+    A `Delta` of a weight belongs where that does.
+    """
+    words = name.removeprefix("delta.").split(".")
     return _PART_OF[words[2] if words[0] == "blocks" else words[0]]
 
 
