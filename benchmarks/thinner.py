@@ -13,7 +13,8 @@ from torch import Tensor
 from actvar_cli.convert.grouping import magnitude
 from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.cost import CostModel
-from actvar_cli.distill.distill import guidance_of, training_samples
+from actvar_cli.distill.data import training_samples
+from actvar_cli.distill.distill import guidance_of
 from actvar_cli.distill.guidance_stage import learn_guidance
 from actvar_cli.distill.losses import hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.settings import DistillSettings

@@ -20,5 +20,5 @@ def test_all_variants_are_trained_alike_and_differ_as_they_say() -> None:
     assert {d.learns for name, (_, d) in made.items() if name.startswith("delta")} == {"delta"}
     assert settings_of(variants["ours"], "quick")[1].stages.experts.steps == 60
     half = settings_of(variants["ours"], "half")[1]
-    assert (half.stages, half.batch, half.images) == (made["ours"][1].stages, 16, 1536)
+    assert (half.stages, half.batch, half.images) == (made["ours"][1].stages, 16, 4096)
     assert len({repr(pair) for pair in made.values()}) == len(made)

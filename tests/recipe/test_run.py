@@ -16,6 +16,7 @@ from actvar_cli.progress import Progress, Task
 from actvar_cli.recipe.read import read
 from actvar_cli.recipe.run import Run
 from actvar_cli.weights.artefact import read_lineage
+from tests.recipe.tiny_files import save_pictures
 
 CHEAP = """\
 version: 1
@@ -40,6 +41,20 @@ steps:
   - {step: evaluate, count: 6, batch: 3}
   - {step: export}
   - {step: report, count: 1}
+"""
+
+
+PICTURES = """\
+version: 1
+steps:
+  - step: distill
+    teacher: MODELS/dense.safetensors
+    student: MODELS/compressed.safetensors
+    data: DATA
+    images: 12
+    batch: 4
+    precision: 'no'
+    stages: {experts: {steps: 1}, tokens: {steps: 0}}
 """
 
 
@@ -180,6 +195,19 @@ def test_a_changed_setting_runs_only_what_depends_on_it(models: Path, tmp_path: 
     assert cached(run) == []
 
 
+def test_a_student_is_taught_anew_where_the_pictures_have_changed(models: Path, tmp_path: Path) -> None:
+    data = save_pictures(tmp_path / "data")
+    text = PICTURES.replace("DATA", str(data))
+    prepare(models, tmp_path, text).execute()
+    run = prepare(models, tmp_path, text)
+    run.execute()
+    assert cached(run) == ["distill"]
+    (data / "bag/0.png").rename(data / "bag/7.png")
+    run = prepare(models, tmp_path, text)
+    run.execute()
+    assert cached(run) == []
+
+
 def test_the_folder_holds_one_model_however_it_is_exported(models: Path, tmp_path: Path) -> None:
     text = CHEAP.replace("  - {step: profile, batch: 2, repeats: 1}\n", "")
     original = actvar_cli.load(models / "compressed.safetensors")
@@ -213,6 +241,8 @@ def test_the_plan_knows_what_is_there(models: Path, tmp_path: Path) -> None:
         (WHOLE.replace("experts: 4", "experts: 5"), "5 experts do not divide the FFN's 128 neurons"),
         (WHOLE.replace("dense.safetensors", "dens.safetensors"), "no such file: .*dens.safetensors"),
         (CHEAP.replace("count: 1", "classes: [0, 3]"), "class 3 does not exist: the model has the classes 0 to 2"),
+        (PICTURES, "no such folder: DATA"),
+        (PICTURES.replace("DATA", "src"), "subfolders, the model 3 classes"),
     ],
 )
 def test_what_does_not_fit_the_models_is_said_before_any_work(

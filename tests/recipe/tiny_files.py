@@ -1,8 +1,11 @@
-"""Tiny models as files, as a user has them."""
+"""Tiny models and pictures as files, as a user has them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from actvar_cli.model.config import Dial
 from actvar_cli.model.sampling import ActVAR
@@ -36,3 +39,18 @@ def calibrated(model: ActVAR) -> ActVAR:
     dials = (Dial(budget=0.7, threshold=0.1, cost=0.7), Dial(budget=0.8, threshold=-0.1, cost=0.8))
     model.config = model.config.model_copy(update={"dials": dials, "default_budget": 0.7})
     return model
+
+
+def save_pictures(folder: Path) -> Path:
+    """Six pictures of each of three classes in ``folder``, some a folder deeper, each in a shade of its own."""
+    for label, name in enumerate(("a-coat", "bag", "shoe")):
+        for i in range(6):
+            place = folder / name / ("more" if i > 3 else "")
+            save_picture(place / f"{i}.png", np.full((6, 6), 80 * label + 10 * i, np.uint8))
+    return folder
+
+
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write ``pixels``, (H, W) or (H, W, 3), and the folders above if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from actvar_cli.convert.calibration import calibrate_dials
 from actvar_cli.convert.convert import BUDGETS
-from actvar_cli.convert.recording import TeacherSamples, decisions_at, draw_samples
+from actvar_cli.convert.recording import TeacherSamples, decisions_at
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.cost import CostModel
+from actvar_cli.distill.data import training_samples
 from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.refit import refit
-from actvar_cli.distill.settings import LOGIT_BYTES, DistillSettings
+from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
 from actvar_cli.distill.training import Optimiser, Sequences, budget_weight, place_delta, taught, training, with_delta
 from actvar_cli.errors import ActvarError, InputError
@@ -133,29 +134,6 @@ def share_of_lr(settings: DistillSettings, name: str) -> float:
         return settings.router_lr
     whole = (*LEARNS["experts"], "delta.factors")
     return 1.0 if any(part in name for part in whole) else settings.attention_lr
-
-
-def logit_room(device: torch.device) -> int:
-    """Bytes that the teacher's logits may take on ``device``: of a GPU, an eighth of its memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory) // 8
-    return LOGIT_BYTES
-
-
-def training_samples(
-    teacher: ActVAR, settings: DistillSettings, learned: GuidanceConfig | None, seed: int, progress: Progress
-) -> TeacherSamples:
-    """What a student that has ``learned`` guidance, or has not, is trained on."""
-    return draw_samples(
-        teacher,
-        settings.images,
-        seed=seed + 1_000_000,
-        progress=progress,
-        settings=SamplingSettings(cfg=learned.cfg) if learned else None,
-        # What the teacher says need not be computed again in every step. Without guidance learned, it is: the hidden
-        # states that its rows are compared by come with it.
-        keep_logits=learned is not None and settings.kept_logits(teacher.config, logit_room(teacher.device)) > 0,
-    )
 
 
 def guidance_of(student: ActVAR) -> Tensor:

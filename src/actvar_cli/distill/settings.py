@@ -78,7 +78,16 @@ class DistillSettings(Frozen):
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
         Field(description="further budgets that the same student is trained for, in turn with the first"),
     ] = ()
-    images: Annotated[int, Field(ge=8, description="images sampled from the teacher as training data")] = 1024
+    data: Annotated[
+        str | None,
+        Field(
+            description="a folder of pictures to train on, one subfolder for each class in the order of their names; "
+            "default: samples of the teacher"
+        ),
+    ] = None
+    images: Annotated[
+        int, Field(ge=8, description="images to train on, sampled from the teacher or drawn from data")
+    ] = 1024
     batch: Annotated[int, Field(ge=1, description="images per optimiser step")] = 32
     own: Annotated[
         float, Field(ge=0, le=1, description="share of every batch that the student sampled itself, not the teacher")

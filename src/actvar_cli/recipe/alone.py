@@ -41,6 +41,7 @@ def distill_alone(
 
     A training that was interrupted left its state beside ``output``, and goes on from there.
     """
+    from actvar_cli.distill.data import find_pictures
     from actvar_cli.weights.artefact import save
 
     flow, step = chosen
@@ -51,6 +52,8 @@ def distill_alone(
     teacher = models.named(flow.teacher.name, device=device, progress=progress)
     settings = step.settings(DistillSettings)
     inputs = {"model": student.sha256, "teacher": teacher.sha256}
+    if settings.data:
+        inputs["data"] = find_pictures(settings.data).digest
     key = key_of("distill", {**settings.model_dump(mode="json"), "seed": seed}, inputs, device)
     checkpoint = output.parent / f".{output.name}.{work.checkpoint_of(key)}"
     distilled, lineage = work.train(teacher, student, settings, seed=seed, checkpoint=checkpoint, progress=progress)

@@ -23,6 +23,7 @@ from actvar_cli.recipe.steps import (
     MAKES_MODEL,
     AnyStep,
     ConvertStep,
+    DistillStep,
     EvaluateStep,
     Gates,
     SampleStep,
@@ -31,6 +32,7 @@ from actvar_cli.weights.shards import own_weights
 from actvar_cli.weights.zoo import KNOWN
 
 if TYPE_CHECKING:
+    from actvar_cli.distill.data import Pictures
     from actvar_cli.evaluate.evaluate import Evaluation
     from actvar_cli.model.config import ModelConfig
     from actvar_cli.model.sampling import ActVAR
@@ -64,6 +66,7 @@ class Run:
         self.outcomes: dict[str, Outcome] = {}
         self.digests: dict[Ref, str] = {}
         self.loaded: dict[tuple[Ref, str], ActVAR] = {}
+        self.pictures: dict[str, Pictures] = {}
 
     def plan(self) -> list[Planned]:
         """What would run and what is there already; asks no network, so a step on a model not yet fetched would run."""
@@ -142,19 +145,32 @@ class Run:
     def _check_against_models(self) -> None:
         """What only the models can tell, told before the first long step rather than in the middle of the night."""
         from actvar_cli.convert.convert import check
+        from actvar_cli.distill.data import chosen_pictures
 
         for flow, step in self._steps():
             pending = self._cached(flow, step) is None
             if pending and isinstance(step, ConvertStep) and flow.model and not flow.model.made_here:
                 check(self._open(flow.model), step.settings(ConvertSettings))
             if pending and isinstance(step, SampleStep) and step.classes:
-                first = self._named()[0]
-                check_classes(step.classes, self._open(first).config.transformer.num_classes)
+                check_classes(step.classes, self._classes())
+            if pending and isinstance(step, DistillStep) and step.data:
+                chosen_pictures(self._pictures(step.data), step.images, self._classes(), self._seed(step))
+
+    def _classes(self) -> int:
+        return self._open(self._named()[0]).config.transformer.num_classes
+
+    def _pictures(self, folder: str) -> Pictures:
+        from actvar_cli.distill.data import find_pictures
+
+        # Looked at once: a large folder takes seconds.
+        if folder not in self.pictures:
+            self.pictures[folder] = find_pictures(folder)
+        return self.pictures[folder]
 
     def _seed(self, step: AnyStep) -> int:
         return self.file.recipe.seed if step.seed is None else step.seed
 
-    def _inputs(self, flow: Flow) -> dict[str, str] | None:
+    def _inputs(self, flow: Flow, step: AnyStep) -> dict[str, str] | None:
         """Digests of all that a step starts from; ``None`` where some of it is not there yet."""
         inputs: dict[str, str] = {}
         for role, ref in (("model", flow.model), ("teacher", flow.teacher)):
@@ -164,6 +180,8 @@ class Run:
             if digest is None:
                 return None
             inputs[role] = digest
+        if isinstance(step, DistillStep) and step.data:
+            inputs["data"] = self._pictures(step.data).digest
         if flow.verb in ("export", "report"):
             for earlier in self.file.flow[: self.file.flow.index(flow)]:
                 if earlier.verb in ("profile", "evaluate"):
@@ -183,14 +201,14 @@ class Run:
         return key_of(flow.verb, settings, inputs, self.device)
 
     def _cached(self, flow: Flow, step: AnyStep) -> Outcome | None:
-        inputs = self._inputs(flow)
+        inputs = self._inputs(flow, step)
         if self.force or inputs is None:
             return None
         outcome = self.folder.outcome(flow.name)
         return outcome if outcome and outcome.key == self._key(flow, step, inputs) else None
 
     def _do(self, flow: Flow, step: AnyStep) -> Outcome:
-        inputs = self._inputs(flow)
+        inputs = self._inputs(flow, step)
         assert inputs is not None and flow.model is not None
         key = self._key(flow, step, inputs)
         folder = self.folder.clear(flow.name, keep=() if self.force else (work.checkpoint_of(key),))
