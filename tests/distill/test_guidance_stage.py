@@ -69,7 +69,7 @@ def test_a_distillation_without_room_for_that_is_the_same(monkeypatch: pytest.Mo
     few = settings(6, 0.4).model_copy(update={"precision": precision})
     kept = distill(teacher_model(), student, few)
     calls: list[int] = []
-    monkeypatch.setattr("actvar_cli.distill.distill.LOGIT_BYTES", 0)
+    monkeypatch.setattr("actvar_cli.distill.data.LOGIT_BYTES", 0)
     monkeypatch.setattr("actvar_cli.distill.training.paired_rows", lambda *a: calls.append(1) or paired_rows(*a))
     computed = distill(teacher_model(), student, few)
     # And once to weigh the gates.
