@@ -86,6 +86,14 @@ def test_a_student_is_taught_on_pictures_and_the_teacher_samples_nothing(
     assert chosen.budget in made.model.budgets()
 
 
+def test_folders_that_are_numbered_are_in_the_order_of_the_numbers(tmp_path: Path) -> None:
+    for name in ("10", "9", "100", "1"):
+        save_picture(tmp_path / name / "1.png", np.zeros((6, 6), np.uint8))
+    assert list(find_pictures(str(tmp_path)).of_class) == ["1", "9", "10", "100"]
+    save_picture(tmp_path / "none/1.png", np.zeros((6, 6), np.uint8))
+    assert list(find_pictures(str(tmp_path)).of_class) == ["1", "10", "100", "9", "none"]
+
+
 def test_any_change_of_the_pictures_changes_the_digest(folder: Path) -> None:
     seen = {find_pictures(str(folder)).digest}
     os.utime(folder / "bag/1.png", (1, 1))
@@ -105,9 +113,13 @@ def test_any_change_of_the_pictures_changes_the_digest(folder: Path) -> None:
         (lambda data: data.rename(data.with_name("elsewhere")), "no such folder: .*one subfolder for each class"),
         (lambda data: (data / "hat").mkdir(), "has 4 subfolders, the model 3 classes"),
         (lambda data: (data / "bag/2.png").unlink(), "has 5 pictures in bag, 18 images need 6 of each class"),
-        (lambda data: (data / "bag/2.png").write_bytes(b"\x89PNG"), r"cannot read the picture .*2\.png"),
+        (
+            lambda data: (data / "bag/2.png").write_bytes(b"\x89PNG"),
+            r"cannot read the picture .*2\.png: mend or remove",
+        ),
+        (lambda data: (data / "bag/9.png").symlink_to("gone.png"), r"cannot read the picture .*9\.png: No such file"),
     ],
-    ids=["missing", "classes", "few", "broken"],
+    ids=["missing", "classes", "few", "broken", "dangling"],
 )
 def test_an_unfit_folder_is_refused(folder: Path, converted: ActVAR, spoil: object, message: str) -> None:
     assert callable(spoil)

@@ -25,7 +25,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Pictures(NamedTuple):
-    """The pictures below a folder, by subfolder, in the order of their names; ``digest`` changes with any of them.
+    """The pictures below a folder, by subfolder, in the order of the classes; ``digest`` changes with any of them.
 
     It is one of their names, sizes and times of change: reading them all would take as long as training.
     """
@@ -36,18 +36,27 @@ class Pictures(NamedTuple):
 
 
 def find_pictures(folder: str) -> Pictures:
-    """The pictures in each subfolder of ``folder``, at any depth; InputError where there is no such folder."""
+    """The pictures in each subfolder of ``folder``, at any depth; InputError where that cannot be read.
+
+    Subfolders are in the order of their names, or of their numbers where all are numbers: else 10 would precede 2.
+    """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise InputError(f"no such folder: {folder} (data: a folder of pictures, one subfolder for each class)")
     digest, of_class = hashlib.sha256(), {}
-    for subfolder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        found = []
+    subfolders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if all(path.name.isdecimal() for path in subfolders):
+        subfolders.sort(key=lambda path: int(path.name))
+    for subfolder in subfolders:
+        found: list[Path] = []
         for place, _, names in os.walk(subfolder):
             found += [Path(place, name) for name in names if name.lower().endswith(SUFFIXES)]
         of_class[subfolder.name] = sorted(found)
         for path in of_class[subfolder.name]:
-            state = path.stat()
+            try:
+                state = path.stat()
+            except OSError as error:
+                raise InputError(f"cannot read the picture {path}: {error.strerror}") from error
             digest.update(f"{path.relative_to(root)}:{state.st_size}:{state.st_mtime_ns}\n".encode())
     return Pictures(folder, of_class, digest.hexdigest())
 

@@ -81,7 +81,7 @@ class DistillSettings(Frozen):
     data: Annotated[
         str | None,
         Field(
-            description="a folder of pictures to train on, one subfolder for each class in the order of their names; "
+            description="a folder of pictures to train on, one subfolder for each class, by names or numbers; "
             "default: samples of the teacher"
         ),
     ] = None
