@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from actvar_cli.convert.recording import TeacherSamples, draw_samples, sampling_batch
@@ -74,16 +75,15 @@ def chosen_pictures(pictures: Pictures, count: int, classes: int, seed: int) -> 
         )
     generator, labels = torch.Generator().manual_seed(seed), balanced_labels(count, classes)
     drawn = []
-    for label, (name, paths) in enumerate(found.items()):
-        wanted = int((labels == label).sum())
+    for (name, paths), wanted in zip(found.items(), labels.bincount(minlength=classes).tolist(), strict=True):
         if len(paths) < wanted:
             raise InputError(
                 f"{pictures.folder} has {len(paths)} pictures in {name}, {count} images need {wanted} of each class: "
                 "add some, or lower images"
             )
-        drawn.append([paths[i] for i in torch.randperm(len(paths), generator=generator)[:wanted].tolist()])
-    turns = [iter(paths) for paths in drawn]
-    return [next(turns[label]) for label in labels.tolist()]
+        order = torch.randperm(len(paths), generator=generator).tolist()
+        drawn.append(iter([paths[i] for i in order]))
+    return [next(drawn[label]) for label in labels.tolist()]
 
 
 def read_picture(path: Path, config: TokenizerConfig) -> Tensor:
@@ -91,14 +91,11 @@ def read_picture(path: Path, config: TokenizerConfig) -> Tensor:
 
     Raises InputError where the file is no picture.
     """
-    # It waits until needed, as the command line starts without it.
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     side = config.image_size
     try:
         with Image.open(path) as opened:
             picture = opened.convert("L" if config.in_channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the picture {path}: mend or remove it") from error
     if picture.size != (side, side):
         picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
