@@ -37,7 +37,7 @@ from actvar_cli.evaluate.reference import Reference, load_reference
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import device_name
-from actvar_cli.model.sampling import ActVAR, SamplingSettings, balanced_labels
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, Setting, balanced_labels
 from actvar_cli.recipe.read import find, read
 from actvar_cli.recipe.steps import ConvertStep, DistillStep
 from actvar_cli.weights.artefact import save
@@ -155,23 +155,24 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
     while not theirs.exists():
         time.sleep(1)
     cells: list[dict[str, Any]] = []
-    before = math.nan
+    dense = torch.load(theirs).to(teacher.device)
+    before = Setting()
     for budget in sorted(options.budgets):
         try:
             student.set_budget(budget)
         except ValueError as error:
             print(f"{name}: {error}", flush=True)
             continue
-        assert student.threshold is not None
-        if student.threshold == before:
+        if student.setting == before:
             # It has come to its most: what was measured holds for this budget, too.
             cells.append({**cells[-1], "budget": budget})
             continue
-        before = student.threshold
+        before = student.setting
         runs = runs_of(student)
-        kl = divergence(student, teacher, torch.load(theirs).to(teacher.device))
-        own = divergence(student, teacher, runs[0][1])
-        cells.append({"budget": budget, "runs": [run for run, _ in runs], "kl": kl, "kl_own": own})
+        mine = runs[0][1]
+        found = {"kl": divergence(student, teacher, dense), "kl_own": divergence(student, teacher, mine)}
+        same = {"token_match": float((mine == dense).float().mean())}
+        cells.append({"budget": budget, "runs": [run for run, _ in runs], **found, **same})
     return {"what": variant["what"], "cells": cells, "training_seconds": trained}
 
 

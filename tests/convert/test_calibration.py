@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actvar_cli.convert import calibration
-from actvar_cli.convert.calibration import ROUGH_IMAGES, SURE_IMAGES, CostCurve, calibrate_dials, measured_cost
+from actvar_cli.convert.calibration import (
+    ROUGH_IMAGES,
+    SURE_IMAGES,
+    CostCurve,
+    calibrate_dials,
+    dials_of_both_rows,
+    measured_cost,
+)
 from actvar_cli.model.config import Dial
+from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
 from actvar_cli.weights.load import load
@@ -80,10 +88,25 @@ def test_a_large_model_is_measured_on_few_images_once_each() -> None:
     assert len(dials) == 3
 
 
+def test_dials_of_both_rows_rise_from_the_highest_and_begin_as_the_original() -> None:
+    model = tiny_model(experts=True, guidance=True, delta=True)
+    costs = [measured_cost(model, threshold, images=6, seed=0) for threshold in (0.5, 0.0, -1.0)]
+    dials = [Dial(budget=round(c, 3), threshold=t, cost=c) for c, t in zip(costs, (0.5, 0.0, -1.0), strict=True)]
+    found = dials_of_both_rows(model, dials, seed=0, progress=Progress(), images=6)
+    # Of three scales the first has no guidance and the last one row.
+    assert [(dial.threshold, dial.paired_scales) for dial in found] == [(0.0, 2), (-1.0, 2)]
+    assert dials[-1].budget < found[0].budget < found[1].budget < 1
+    for dial in found:
+        counter = WorkCounter(model.config)
+        model.configure(dials=(*dials, *found))
+        model.set_budget(dial.budget)
+        model.sample_tokens([0, 1, 2, 0, 1, 2], seed=0, counter=counter)
+        assert counter.cost == pytest.approx(dial.budget, abs=0.001)
+
+
 @pytest.mark.slow
 def test_the_shipped_student_costs_what_its_budgets_say() -> None:
     model = load("var-fashion-actvar")
     for dial in model.config.dials:
-        assert measured_cost(model, dial.threshold, images=SURE_IMAGES, seed=4321) == pytest.approx(
-            dial.budget, rel=0.005
-        )
+        cost = measured_cost(model, dial.threshold, images=SURE_IMAGES, seed=4321, paired_scales=dial.paired_scales)
+        assert cost == pytest.approx(dial.budget, rel=0.005)

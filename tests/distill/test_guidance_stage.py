@@ -100,6 +100,20 @@ def test_a_student_computes_one_row_and_meets_a_budget_below_half() -> None:
     assert [h["stage"] for h in again.history] == ["experts"] * 4 + ["tokens"] * 4
 
 
+@pytest.mark.parametrize("learns", ["delta", "experts"])
+def test_above_half_a_student_that_keeps_the_original_begins_as_it_does(learns: str) -> None:
+    converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+    made = distill(teacher_model(), converted, settings(4).model_copy(update={"learns": learns})).model
+    paired = [dial for dial in made.config.dials if dial.paired_scales]
+    assert bool(paired) == (learns == "delta")
+    made.set_budget(0.95)
+    assert (made.setting.paired_scales > 0) == (learns == "delta")
+    if paired:
+        first = sum(pn * pn for pn in made.config.tokenizer.patch_nums[: paired[-1].paired_scales])
+        tokens, original = (model.sample_tokens([0, 1, 2], seed=3) for model in (made, teacher_model()))
+        assert torch.equal(tokens[:, :first], original[:, :first])
+
+
 @pytest.mark.parametrize(("label", "step"), [("guidance", 9), ("experts", 3)])
 def test_a_killed_training_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, step: int

@@ -10,6 +10,7 @@ import torch
 
 from actvar_cli.model import graphs
 from actvar_cli.model.precision import set_dtype
+from actvar_cli.model.sampling import Setting
 from tests.tiny import tiny_model
 
 
@@ -73,6 +74,16 @@ def test_two_thresholds_in_turn_are_both_kept_while_there_is_room(
     model.threshold = 0.3
     sample(model), sample(model)
     assert len(graphs._passes[model.transformer].recordings) == most
+
+
+def test_two_passes_of_one_sampling_are_both_recorded(recordings: list[Any]) -> None:
+    model = tiny_model(experts=True, guidance=True)
+    model.setting = Setting(0.0, 2)
+    first = sample(model)
+    assert not recordings
+    assert all(torch.equal(sample(model), first) for _ in range(3))
+    # Both rows of the first scales, and one of the last.
+    assert recordings == [4, 2]
 
 
 def test_a_pass_beside_another_does_without_its_recording(recordings: list[Any]) -> None:

@@ -12,10 +12,10 @@ import torch
 
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.evaluate.agreement import guided_logits
-from actvar_cli.model.config import Dial
+from actvar_cli.model.config import Dial, ModelConfig
 from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.guidance import guidance_at, guidance_by_position, guide
-from actvar_cli.model.sampling import SamplingSettings, single_rows
+from actvar_cli.model.sampling import SamplingSettings, Setting, single_rows
 from actvar_cli.profile.work import count_work
 from tests.tiny import tiny_model
 
@@ -97,6 +97,70 @@ def test_one_row_costs_about_half_in_every_count() -> None:
     context = model.transformer.teacher_forced(0.0)
     model.transformer(*single_rows(model, LABELS, tokens), context)
     assert counter.cost == pytest.approx(float(CostModel(model.config, model.device)(context.decisions)), rel=1e-4)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+@torch.no_grad()
+def test_scales_with_both_rows_are_the_original_and_later_ones_are_not(delta: bool) -> None:
+    model = tiny_model(experts=True, token_gate=True, guidance=True, delta=delta)
+    sizes = [pn * pn for pn in model.config.tokenizer.patch_nums]
+    settings = SamplingSettings(1.5, top_k=1)
+    original = model.sample_tokens(LABELS, seed=1, settings=settings)
+    for paired in (0, 1, 2):
+        model.setting = Setting(0.5, paired)
+        tokens = model.sample_tokens(LABELS, seed=1, settings=settings)
+        end = sum(sizes[:paired])
+        assert torch.equal(tokens[:, :end], original[:, :end])
+        assert not torch.equal(tokens, original)
+        # What is said of a finished sequence is what it was drawn from.
+        assert torch.equal(guided_logits(model, LABELS, tokens, 1.5).argmax(-1), tokens)
+
+
+@torch.no_grad()
+def test_later_scales_see_what_the_row_with_a_class_left() -> None:
+    model = tiny_model(experts=True, guidance=True)
+    for parameter in model.transformer.guidance.parameters():
+        parameter.zero_()
+    # With guidance that has learned nothing, and every expert on, the last scale is that of cfg 0.
+    tokens = model.sample_tokens(LABELS, seed=1)
+    unguided = guided_logits(model, LABELS, tokens, 0.0)
+    model.setting = Setting(-math.inf, 2)
+    last = model.config.tokenizer.patch_nums[-1] ** 2
+    torch.testing.assert_close(guided_logits(model, LABELS, tokens, 1.5)[:, -last:], unguided[:, -last:])
+
+
+@pytest.mark.parametrize("paired", [1, 2])
+def test_both_rows_at_the_first_scales_are_in_every_count(paired: int) -> None:
+    model = tiny_model(experts=True, token_gate=True, guidance=True)
+    found = []
+    for scales in (0, paired):
+        model.setting = Setting(0.0, scales)
+        work = count_work(model, LABELS, seed=0)
+        work.check()
+        found.append(work.counter.by_scale())
+    more = [both / one for one, both in zip(*found, strict=True)]
+    assert all(share > 1.5 for share in more[:paired])
+    assert all(share == pytest.approx(1, abs=0.05) for share in more[paired:])
+
+
+def test_a_dial_with_both_rows_needs_guidance_that_is_learned_and_a_scale_without() -> None:
+    for guidance, paired in ((False, 1), (True, 3)):
+        config = tiny_model(experts=True, guidance=guidance).config.model_dump()
+        config["dials"] = [{"budget": 0.6, "threshold": 0.0, "cost": 0.6, "paired_scales": paired}]
+        with pytest.raises(ValueError, match="guidance that is learned, and one scale without"):
+            ModelConfig.model_validate(config)
+
+
+def test_between_budgets_that_begin_differently_the_lower_one_holds() -> None:
+    model = tiny_model(experts=True, guidance=True)
+    rows = [(0.4, 2.0, 0), (0.5, 1.0, 0), (0.6, 2.0, 1), (0.7, 1.0, 1)]
+    model.configure(dials=tuple(Dial(budget=b, threshold=t, cost=b, paired_scales=k) for b, t, k in rows))
+    expected = {0.4: (2, 0), 0.45: (1.5, 0), 0.5: (1, 0), 0.55: (1, 0), 0.6: (2, 1), 0.65: (1.5, 1), 0.7: (1, 1)}
+    for budget, (threshold, paired) in (expected | {0.9: (1, 1)}).items():
+        model.set_budget(budget)
+        assert model.setting == (pytest.approx(threshold), paired)
+    model.set_budget(1.0)
+    assert model.setting == (None, 0)
 
 
 def test_a_budget_above_what_one_row_can_cost_is_its_most() -> None:

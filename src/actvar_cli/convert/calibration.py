@@ -12,7 +12,7 @@ from torch import Tensor
 from actvar_cli.convert.recording import returning_memory, sampling_batch
 from actvar_cli.model.config import Dial, ModelConfig
 from actvar_cli.model.counters import WorkCounter, dense_macs, ffn_macs, router_macs
-from actvar_cli.model.sampling import ActVAR, balanced_labels
+from actvar_cli.model.sampling import ActVAR, Setting, balanced_labels
 from actvar_cli.progress import Progress
 
 ROUGH_IMAGES, ROUGH_TOLERANCE, ROUGH_TRIALS = 24, 0.01, 10
@@ -22,6 +22,9 @@ one must be to be taken; and how many measurements that may take."""
 SURE_IMAGES, SURE_TOLERANCE, SURE_TRIALS = 128, 0.002, 3
 """The same for what a threshold costs in the end: on few images, chance alone is half a percent."""
 
+PAIRED_IMAGES = 64
+"""Images that are sampled for each dial of `dials_of_both_rows`: most of what these cost is the same for all."""
+
 APART = 0.15
 """How far from two thresholds that were measured the next one is, as a share of what lies between them."""
 
@@ -30,17 +33,17 @@ Cost = Callable[[float], float]
 
 
 @torch.inference_mode()
-def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int) -> float:
+def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int, paired_scales: int = 0) -> float:
     """Cost of free-running sampling at ``threshold``, counted by the model on ``images`` images."""
     counter = WorkCounter(model.config)
-    before, model.threshold = model.threshold, threshold
+    before, model.setting = model.setting, Setting(threshold, paired_scales)
     labels = balanced_labels(images, model.config.transformer.num_classes)
     try:
         with returning_memory(model):
             for i, part in enumerate(labels.split(sampling_batch(model))):
                 model.sample_tokens(part, seed=seed + i, counter=counter)
     finally:
-        model.threshold = before
+        model.setting = before
     return counter.cost
 
 
@@ -157,3 +160,24 @@ def calibrate_dials(
     if guess is not None:
         found = {budget: costs.solve(budget) for budget in budgets if costs.reaches(budget)}
     return tuple(Dial(budget=b, threshold=found[b], cost=costs.at(found[b])) for b in budgets if b in found)
+
+
+def dials_of_both_rows(
+    model: ActVAR, dials: Sequence[Dial], *, seed: int, progress: Progress, images: int = PAIRED_IMAGES
+) -> tuple[Dial, ...]:
+    """Dials above the highest of ``dials``: a ``model`` that has learned guidance begins more scales as the original.
+
+    At the highest two thresholds, so that there is something to interpolate between. From two scales on, as the first
+    one has no guidance.
+    """
+    highest = sorted(dials, key=lambda dial: dial.budget)[-2:]
+    settings = [(k, dial.threshold) for k in range(2, len(model.config.tokenizer.patch_nums)) for dial in highest]
+    found, most = [], highest[-1].budget
+    with progress.task("calibrating both rows", len(settings)) as task:
+        for paired, threshold in settings:
+            cost = measured_cost(model, threshold, images=images, seed=seed, paired_scales=paired)
+            if most < (budget := round(cost, 3)) < 1:
+                found.append(Dial(budget=budget, threshold=threshold, cost=cost, paired_scales=paired))
+                most = budget
+            task.advance()
+    return tuple(found)

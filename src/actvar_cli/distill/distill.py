@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import calibrate_dials
+from actvar_cli.convert.calibration import calibrate_dials, dials_of_both_rows
 from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.convert.recording import TeacherSamples, decisions_at
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
@@ -350,6 +350,9 @@ def distill(
     )
     if missed := set(budgets) - {d.budget for d in dials}:
         raise ActvarError(f"the student cannot be set to budget {min(missed):g}; reached: {dials}")
+    if learned and student.config.delta:
+        # Without a delta, what all experts together say is no longer what the original said.
+        dials += dials_of_both_rows(student, dials, seed=seed, progress=progress)
     student.configure(dials=dials, default_budget=settings.budget)
     student.set_budget(settings.budget)
     if checkpoint:

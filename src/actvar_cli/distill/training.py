@@ -97,12 +97,12 @@ class Sequences:
         """Draw the student's own sequences anew; their thresholds take turns with ``seed``."""
         if not self.own:
             return
-        before = self.student.threshold
+        before = self.student.setting
         self.student.threshold = self.thresholds[seed % len(self.thresholds)]
         try:
             self.drawn = draw_samples(self.student, OWN_BATCHES * self.size, seed=seed, progress=Progress())
         finally:
-            self.student.threshold = before
+            self.student.setting = before
 
     def batch(self, seed: int) -> list[TeacherSamples]:
         """One batch: the teacher's, and the student's own if there are any."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actvar_cli.model.guidance import guidance_by_position, guide
-from actvar_cli.model.sampling import ActVAR, paired_rows, single_rows
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows, sample_latent, single_rows
 
 _LOGITS_AT_ONCE = 2**25
 """Logits of one model that are in memory together: 128 MiB of float32."""
@@ -31,11 +31,16 @@ class AgreementSums:
 @torch.no_grad()
 def guided_logits(model: ActVAR, labels: Tensor, tokens: Tensor, cfg: float) -> Tensor:
     """The logits (B, L, V) that ``model`` draws from when all earlier scales are ``tokens`` (B, L)."""
+    if model.setting.paired_scales:
+        # Begun by the original, which a pass over the whole sequence cannot be.
+        logits: list[Tensor] = []
+        sample_latent(model, labels, SamplingSettings(cfg), None, None, logits, tokens.long())
+        return torch.cat(logits, dim=1)
     context = model.transformer.teacher_forced(model.threshold, cfg=cfg)
     if context.strength is not None:
         return model.transformer(*single_rows(model, labels, tokens), context)  # type: ignore[no-any-return]
-    logits = model.transformer(*paired_rows(model, labels, tokens), context)
-    return guide(logits, guidance_by_position(model.config, cfg, model.device))
+    both = model.transformer(*paired_rows(model, labels, tokens), context)
+    return guide(both, guidance_by_position(model.config, cfg, model.device))
 
 
 @torch.no_grad()

@@ -43,6 +43,13 @@ class KVCache:
         self._filled += self._size
         self._size = tokens
 
+    def adopt(self, other: KVCache) -> None:
+        """Go on after the scales that ``other``, of as many rows or more, has been filled with."""
+        rows, self._filled, self._size = self._keys.shape[1], other.length, 0
+        for ours, theirs in ((self._keys, other._keys), (self._values, other._values)):
+            ours[..., : self.length, :] = theirs[:, :rows, :, : self.length]
+        self.updates = {block: update[:rows] for block, update in other.updates.items()}
+
     @property
     def length(self) -> int:
         """Positions that attention sees, the current scale included."""

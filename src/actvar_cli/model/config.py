@@ -204,11 +204,15 @@ class TokenizerReference(Frozen):
 
 
 class Dial(Frozen):
-    """One calibrated setting of the cost: an expert or a token is computed where its score exceeds ``threshold``."""
+    """One calibrated setting of the cost: an expert or a token is computed where its score exceeds ``threshold``.
+
+    Where one row has learned guidance, the first ``paired_scales`` are computed in both rows, as the original does.
+    """
 
     budget: float = Field(gt=0, le=1)
     threshold: float
     cost: float = Field(gt=0)
+    paired_scales: int = Field(default=0, ge=0)
 
 
 class ModelConfig(Frozen):
@@ -237,6 +241,8 @@ class ModelConfig(Frozen):
         scales = len(self.tokenizer.patch_nums)
         if self.experts and len(self.experts.scale_offsets) not in (0, scales):
             raise ValueError(f"{len(self.experts.scale_offsets)} scale_offsets for {scales} scales")
+        if max((dial.paired_scales for dial in self.dials), default=0) >= (scales if self.guidance else 1):
+            raise ValueError("both rows at the first scales need guidance that is learned, and one scale without")
         if self.token_gate and max(self.token_gate.scales, default=0) >= scales:
             raise ValueError(f"token gate names scale {max(self.token_gate.scales)}, the model has fewer")
         if self.delta and list(self.delta.thresholds) != sorted(self.delta.thresholds):

@@ -6,7 +6,9 @@ recorded when the same pass is wanted for the second time, and reads and writes 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from actvar_cli.model.var import VAR
 
 
-MOST = 2
-"""Recordings of a model that are kept: enough to compare two thresholds in turn."""
+MOST = 3
+"""Recordings of a model that are kept: enough to compare two thresholds in turn, that begin as the original does."""
 
 
 class Pass:
@@ -36,6 +38,10 @@ class Pass:
         self.weights = var.weights(threshold)
         with using(self.weights):
             self.ada, self.cache = var.conditions(cond), var.new_cache(len(cond))
+
+    def go_on_after(self, other: Pass) -> None:
+        """Begin where ``other``, of as many rows or more, has come to."""
+        self.cache.adopt(other.cache)
 
     def logits(self, x: Tensor, scale: int, strength: float | None = None) -> Tensor:
         """Logits (R, l, vocab) of ``x`` (R, l, C), the input of ``scale``; another call may write over them."""
@@ -82,7 +88,8 @@ class RecordedPass(Pass):
         self.var, self.threshold, self.recording, self.weights = var, threshold, recording, recording.weights
         recording.player = ref(self)
         recording.cond.copy_(cond)
-        recording.cache.clear()
+        self.cache = recording.cache
+        self.cache.clear()
         if recording.conditions is None:
             recording.conditions = torch.cuda.CUDAGraph()
             with using(self.weights), torch.cuda.graph(recording.conditions, pool=recording.pool):
@@ -133,10 +140,13 @@ class _Watched:
 
 @dataclass
 class _Passes:
-    """What the last pass of a model was like, and the recordings that there are, the one played last at the end."""
+    """What the last passes of a model were like, and the recordings that there are, the one played last at the end.
+
+    One sampling can take two passes: the first scales as the original computes them, then the others.
+    """
 
     watched: _Watched
-    last: Any = None
+    last: deque[Any] = field(default_factory=partial(deque, maxlen=2))
     recordings: dict[Any, Recording] = field(default_factory=dict)
 
 
@@ -158,7 +168,8 @@ def _recording(var: VAR, cond: Tensor, threshold: float | None) -> Recording | N
     weights = var.weights(threshold)
     moved = None if threshold is None else weights
     key = cond.shape, threshold, moved, dispatch.forced(), torch.is_inference_mode_enabled()
-    again, passes.last = passes.last == key, key
+    again = key in passes.last
+    passes.last.append(key)
     if passes.watched.hooked():
         return None
     recording = passes.recordings.pop(key, None)

@@ -10,7 +10,7 @@ from actvar_cli.model.var import VAR
 
 
 def rebuilt(model: ActVAR, config: ModelConfig) -> ActVAR:
-    """A model of ``config`` with the weights of ``model``, which it shares, at the same threshold.
+    """A model of ``config`` with the weights of ``model``, which it shares, at the same setting.
 
     Every parameter that is new is 0; what ``config`` has no place for is left behind.
     """
@@ -26,5 +26,5 @@ def rebuilt(model: ActVAR, config: ModelConfig) -> ActVAR:
     )
     transformer.derive_buffers()
     made = ActVAR(config, transformer.to(model.device), model.tokenizer).eval()
-    made.threshold = model.threshold
+    made.setting = model.setting
     return made

@@ -7,7 +7,7 @@ order, so equal seeds give equal tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,11 +100,20 @@ def gumbel_mixture(logits: Tensor, temperature: float, generator: torch.Generato
     return ((logits + gumbel) / temperature).softmax(-1)
 
 
+class Setting(NamedTuple):
+    """What a model leaves out: nothing where ``threshold`` is ``None``, else what scores no more than that.
+
+    At the first ``paired_scales`` nothing is, and both rows are computed, though one has learned guidance.
+    """
+
+    threshold: float | None = None
+    paired_scales: int = 0
+
+
 class ActVAR(nn.Module):
     """A transformer and its tokenizer, ready to sample; what `actvar_cli.load` returns.
 
-    ``threshold`` is the cost dial: ``None`` computes everything, else experts and tokens whose score does not exceed
-    it are skipped.
+    Its ``setting`` is the cost dial, `set_budget` the usual way to turn it.
     """
 
     def __init__(self, config: ModelConfig, transformer: VAR, tokenizer: Tokenizer) -> None:
@@ -112,7 +121,16 @@ class ActVAR(nn.Module):
         self.config = config
         self.transformer = transformer
         self.tokenizer = tokenizer
-        self.threshold: float | None = None
+        self.setting = Setting()
+
+    @property
+    def threshold(self) -> float | None:
+        """That of the setting; to set it means to begin no scale as the original does."""
+        return self.setting.threshold
+
+    @threshold.setter
+    def threshold(self, threshold: float | None) -> None:
+        self.setting = Setting(threshold)
 
     @property
     def device(self) -> torch.device:
@@ -135,8 +153,9 @@ class ActVAR(nn.Module):
     def set_budget(self, budget: float) -> None:
         """Work at ``budget`` (share of the dense model's FLOPs); ``1.0`` is dense.
 
-        Between two calibrated budgets the threshold is interpolated. Raises ValueError outside the calibrated range;
-        but a model that has learned guidance cannot cost more than about half, and does its most at any budget above.
+        Between two calibrated budgets the threshold is interpolated, if they differ in that alone; else it is the lower
+        one that holds. Raises ValueError outside the calibrated range; but a model that has learned guidance does its
+        most at any budget above.
         """
         if budget == 1.0:
             self.threshold = None
@@ -149,11 +168,12 @@ class ActVAR(nn.Module):
             budget = high
         if not low <= budget <= high:
             raise ValueError(f"budget {budget:g} is outside the calibrated range {low:g} to {high:g} (or 1 for dense)")
-        for a, b in zip(dials, dials[1:] + dials[-1:], strict=True):
-            if a.budget <= budget <= b.budget:
-                share = (budget - a.budget) / (b.budget - a.budget) if b.budget > a.budget else 0.0
-                self.threshold = a.threshold + share * (b.threshold - a.threshold)
-                return
+        below = next(dial for dial in reversed(dials) if dial.budget <= budget)
+        above = next((dial for dial in dials if dial.budget > budget), below)
+        share = 0.0
+        if below is not above and below.paired_scales == above.paired_scales:
+            share = (budget - below.budget) / (above.budget - below.budget)
+        self.setting = Setting(below.threshold + share * (above.threshold - below.threshold), below.paired_scales)
 
     @torch.inference_mode()
     def sample(
@@ -219,46 +239,54 @@ def sample_latent(
     generator: torch.Generator | None,
     counter: WorkCounter | None,
     collected: list[Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The walk over the scales: what the decoder reads, (B, z, S', S'), and the tokens (B, L).
 
-    ``collected`` gets the logits (B, l, V) of each scale, after guidance.
+    ``collected`` gets the logits (B, l, V) of each scale, after guidance; ``given`` (B, L) are tokens not to be drawn.
     """
     var, quantizer, patch_nums = model.transformer, model.tokenizer.quantize, model.config.tokenizer.patch_nums
     batch, last = len(labels), len(patch_nums) - 1
-    # With guidance learned there is one row for each image, else a second one without a class.
     learned = model.config.guidance if model.threshold is not None else None
-    if learned:
-        rows, start = 1, var.class_emb(labels)
-        cond = var.guidance.conditions(start, labels)
-    else:
-        rows, no_class = 2, torch.full_like(labels, model.config.transformer.num_classes)
-        cond = start = var.class_emb(torch.cat((labels, no_class)))
-    walk, positions = graphs.begin(var, cond, model.threshold, counter), var.positions()
+    # Two rows for each image, the second one without a class. With guidance learned there is one from some scale on;
+    # what comes before is the original's.
+    one_from = model.setting.paired_scales if learned else len(patch_nums)
+    start = var.class_emb(torch.cat((labels, torch.full_like(labels, model.config.transformer.num_classes))))
+    positions = var.positions()
     if counter:
         counter.begin_image(2 * batch, batch)
-    first = patch_nums[0] ** 2
-    x = start.unsqueeze(1) + var.pos_start + positions[:, :first]
-    f_hat = cond.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
+    if one_from:
+        walk = graphs.begin(var, start, None if learned else model.threshold, counter)
+    f_hat = start.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
     tokens: list[Tensor] = []
     end = 0
     for scale, pn in enumerate(patch_nums):
         end += pn * pn
+        rows = 2 if scale < one_from else 1
+        if scale == one_from:
+            before = walk if scale else None
+            walk = graphs.begin(var, var.guidance.conditions(start[:batch], labels), model.threshold, counter)
+            if before:
+                walk.go_on_after(before)
+                if counter:
+                    counter.begin_image(2 * batch, 0)
         if scale:
             embedded = var.word_embed(quantizer.next_input(f_hat, scale)) + positions[:, end - pn * pn : end]
             x = embedded.repeat(rows, 1, 1)
+        else:
+            x = start[: rows * batch].unsqueeze(1) + var.pos_start + positions[:, :end]
         guidance = guidance_at(scale, len(patch_nums), settings.cfg)
         if counter:
             counter.frame(scale, 2 * batch, rows * batch * pn * pn, batch * pn * pn if scale else 0)
-        strength = guidance / learned.cfg if learned else None
+        strength = guidance / learned.cfg if learned and rows == 1 else None
         logits = walk.logits(x, scale, strength)
-        if not learned:
+        if rows == 2:
             logits = guide(logits, guidance)
         if collected is not None:
             # What a pass has learned guidance in may be written over.
-            collected.append(logits.clone() if learned else logits)
+            collected.append(logits.clone() if rows == 1 else logits)
         logits = filter_logits(logits, settings.top_k, settings.top_p)
-        index = draw(logits, generator)
+        index = draw(logits, generator) if given is None else given[:, end - pn * pn : end]
         tokens.append(index)
         if settings.more_smooth:
             temperature = max(0.27 * (1 - 0.95 * scale / last), 0.005)

@@ -18,7 +18,7 @@ from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import Frozen
 from actvar_cli.model.counters import PARTS, dense_macs
 from actvar_cli.model.device import device_name
-from actvar_cli.model.sampling import ActVAR, balanced_labels
+from actvar_cli.model.sampling import ActVAR, Setting, balanced_labels
 from actvar_cli.profile.parts import Clock, Times, times
 from actvar_cli.profile.timing import Measured, in_turn
 from actvar_cli.profile.units import duration, percent, quantity
@@ -147,29 +147,26 @@ def profile(
         raise InputError(f"batch and repeats must be at least 1, not {batch} and {repeats}")
     progress = progress or Progress()
     labels = balanced_labels(batch, model.config.transformer.num_classes)
-    threshold = _threshold(model, budget)
-    thresholds = {"dense": None, "compressed": threshold} if threshold is not None else {"dense": None}
+    setting = _setting(model, budget)
+    settings = {"dense": Setting()} | ({"compressed": setting} if setting.threshold is not None else {})
     work: dict[str, Work] = {}
-    with progress.task("counting FLOPs", len(thresholds)) as task:
-        for name, cut in thresholds.items():
+    with progress.task("counting FLOPs", len(settings)) as task:
+        for name, cut in settings.items():
             with _set(model, cut):
                 work[name] = count_work(model, labels, seed)
             work[name].check()
             task.advance(note=name)
     _check_dense(work["dense"])
     measured = in_turn(
-        {name: partial(_sample, model, cut, labels, seed) for name, cut in thresholds.items()},
+        {name: partial(_sample, model, cut, labels, seed) for name, cut in settings.items()},
         repeats=repeats,
         device=model.device,
         progress=progress,
     )
-    clocks: dict[str, list[Clock]] = {name: [] for name in thresholds}
+    clocks: dict[str, list[Clock]] = {name: [] for name in settings}
     if measure:
         in_turn(
-            {
-                name: partial(_sample_watched, model, cut, labels, seed, clocks[name])
-                for name, cut in thresholds.items()
-            },
+            {name: partial(_sample_watched, model, cut, labels, seed, clocks[name]) for name, cut in settings.items()},
             repeats=repeats,
             device=model.device,
             progress=progress,
@@ -189,8 +186,8 @@ def profile(
         batch=batch,
         repeats=repeats,
         seed=seed,
-        budget=_budget(model, budget, threshold),
-        threshold=threshold,
+        budget=_budget(model, budget, setting),
+        threshold=setting.threshold,
         patch_nums=list(model.config.tokenizer.patch_nums),
         parameters=parameters(model),
         tokenizer_parameters=sum(p.numel() for p in model.tokenizer.parameters()),
@@ -204,48 +201,48 @@ def profile(
     )
 
 
-def _threshold(model: ActVAR, budget: float | None) -> float | None:
-    """The threshold to profile at; ``None`` for dense alone. Leaves the model as it is set."""
-    before = model.threshold
-    if budget is None and (before is not None or not model.budgets()):
+def _setting(model: ActVAR, budget: float | None) -> Setting:
+    """What to profile at; no threshold for dense alone. Leaves the model as it is set."""
+    before = model.setting
+    if budget is None and (before.threshold is not None or not model.budgets()):
         return before
     try:
         model.set_budget(budget or model.config.default_budget or model.budgets()[0])
-        return model.threshold
+        return model.setting
     except ValueError as error:
         raise InputError(str(error)) from error
     finally:
-        model.threshold = before
+        model.setting = before
 
 
-def _budget(model: ActVAR, asked: float | None, threshold: float | None) -> float | None:
-    """The budget asked for, or the calibrated one that has this threshold."""
-    if asked is not None or threshold is None:
+def _budget(model: ActVAR, asked: float | None, setting: Setting) -> float | None:
+    """The budget asked for, or the calibrated one that has this setting."""
+    if asked is not None or setting.threshold is None:
         return asked
-    return next((d.budget for d in model.config.dials if d.threshold == threshold), None)
+    return next((d.budget for d in model.config.dials if (d.threshold, d.paired_scales) == setting), None)
 
 
 @contextmanager
-def _set(model: ActVAR, threshold: float | None) -> Iterator[None]:
-    before = model.threshold
-    model.threshold = threshold
+def _set(model: ActVAR, setting: Setting) -> Iterator[None]:
+    before = model.setting
+    model.setting = setting
     try:
         yield
     finally:
-        model.threshold = before
+        model.setting = before
 
 
-def _sample(model: ActVAR, threshold: float | None, labels: Tensor, seed: int, repeat: int) -> None:
-    with _set(model, threshold):
+def _sample(model: ActVAR, setting: Setting, labels: Tensor, seed: int, repeat: int) -> None:
+    with _set(model, setting):
         model.sample(labels, seed=seed + repeat)
 
 
 def _sample_watched(
-    model: ActVAR, threshold: float | None, labels: Tensor, seed: int, clocks: list[Clock], repeat: int
+    model: ActVAR, setting: Setting, labels: Tensor, seed: int, clocks: list[Clock], repeat: int
 ) -> None:
     clock = Clock(model)
     with clock.watching():
-        _sample(model, threshold, labels, seed, repeat)
+        _sample(model, setting, labels, seed, repeat)
     clocks.append(clock)
 
 

@@ -142,7 +142,7 @@ def named(name: str, *, device: str, progress: Progress, budget: float | None = 
 @contextmanager
 def at_budget(model: ActVAR, budget: float | None) -> Iterator[None]:
     """``model`` works at ``budget`` inside (``None``: as it is set); InputError where it cannot."""
-    before = model.threshold
+    before = model.setting
     try:
         if budget is not None:
             model.set_budget(budget)
@@ -151,4 +151,4 @@ def at_budget(model: ActVAR, budget: float | None) -> Iterator[None]:
     try:
         yield
     finally:
-        model.threshold = before
+        model.setting = before

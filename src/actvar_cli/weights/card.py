@@ -100,6 +100,10 @@ def _what(config: ModelConfig, dtype: str) -> str:
             f"It has learned what classifier-free guidance (around cfg {config.guidance.cfg:g}) does, and computes one "
             "row for each image in place of two."
         )
+    if any(dial.paired_scales for dial in config.dials):
+        parts.append(
+            "At the budgets above, more and more of its first scales are computed as the original does, both rows."
+        )
     if config.delta:
         parts.append("At budget 1 it is the original; its weights move away from the original's as the budget falls.")
     return " ".join(parts)
