@@ -163,21 +163,18 @@ def calibrate_dials(
 
 
 def dials_of_both_rows(
-    model: ActVAR, dials: Sequence[Dial], *, seed: int, progress: Progress, images: int = PAIRED_IMAGES
+    model: ActVAR, highest: Dial, *, seed: int, progress: Progress, images: int = PAIRED_IMAGES
 ) -> tuple[Dial, ...]:
-    """Dials above the highest of ``dials``: a ``model`` that has learned guidance begins more scales as the original.
+    """Dials above the ``highest``: a ``model`` that has learned guidance begins more and more scales as the original.
 
-    At the highest two thresholds, so that there is something to interpolate between. From two scales on, as the first
-    one has no guidance.
+    The others stay at that threshold: below it, more work would not mean less divergence. From two scales on, as the
+    first one has no guidance.
     """
-    highest = sorted(dials, key=lambda dial: dial.budget)[-2:]
-    settings = [(k, dial.threshold) for k in range(2, len(model.config.tokenizer.patch_nums)) for dial in highest]
-    found, most = [], highest[-1].budget
-    with progress.task("calibrating both rows", len(settings)) as task:
-        for paired, threshold in settings:
-            cost = measured_cost(model, threshold, images=images, seed=seed, paired_scales=paired)
-            if most < (budget := round(cost, 3)) < 1:
-                found.append(Dial(budget=budget, threshold=threshold, cost=cost, paired_scales=paired))
-                most = budget
+    found, scales = [], range(2, len(model.config.tokenizer.patch_nums))
+    with progress.task("calibrating both rows", len(scales)) as task:
+        for paired in scales:
+            cost = measured_cost(model, highest.threshold, images=images, seed=seed, paired_scales=paired)
+            if highest.budget < (budget := round(cost, 3)) < 1:
+                found.append(Dial(budget=budget, threshold=highest.threshold, cost=cost, paired_scales=paired))
             task.advance()
     return tuple(found)
