@@ -84,21 +84,24 @@ def compared(file: str) -> str:
     return "\n\n".join([*tables, note])
 
 
-def student(file: str) -> str:
-    """The shipped student at its budgets, from a result of benchmarks/quality.py with it alone."""
+def student(file: str, *, full: bool = False) -> str:
+    """The shipped student at its budgets, from a result of benchmarks/quality.py with it alone; ``full``: all of it."""
     r = read(file)
     teacher = r["teacher"]["runs"]
     cost, _, accuracy = against(teacher, teacher)
-    rows = [("dense", cost, "1", accuracy, "", "")]
+    rows = [("dense", cost, "1", accuracy, "", "", "")]
     for cell in sorted(r["variants"]["shipped"]["cells"], key=lambda cell: -cell["budget"]):
-        alike = f"{cell['kl']:.3f}", f"{100 * cell['token_match']:.0f} %"
+        alike = f"{100 * cell['token_match']:.0f} %", f"{cell['kl']:.3f}", f"{cell['kl_own']:.3f}"
         rows.append((f"`--budget {cell['budget']:g}`", *against(cell["runs"], teacher), *alike))
-    header = ("", "cost", "Fréchet distance by dense", "class accuracy, %", "KL to dense", "tokens as dense")
+    header = ("", "cost", "Fréchet distance by dense", "class accuracy, %", "tokens as dense", "KL to dense")
     note = (
         f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; mean ± standard deviation. Tokens as dense: "
         "under the same seed."
     )
-    return markdown(header, rows) + "\n\n" + note
+    if not full:
+        return markdown(header, [row[:-1] for row in rows]) + "\n\n" + note
+    note += f" Dense: distance {spread([t['distance'] for t in teacher], 3)}. {r['device']}, torch {r['torch']}."
+    return markdown((*header, "the same on own samples"), rows) + "\n\n" + note
 
 
 def reconstruction() -> str:

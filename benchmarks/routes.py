@@ -20,10 +20,11 @@ from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.distill.token_stage import add_token_gates
 from actvar_cli.model.block import Decisions
-from actvar_cli.model.config import ExpertsConfig, ModelConfig
+from actvar_cli.model.config import ExpertsConfig, GuidanceConfig, ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.precision import set_dtype
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.rebuild import rebuilt
+from actvar_cli.model.sampling import ActVAR, Setting
 from actvar_cli.progress import Progress
 
 STUDENT = "var-fashion-actvar"
@@ -52,6 +53,12 @@ def experts_in(dense: ActVAR) -> ActVAR:
     """``dense`` with experts in every FFN behind a router, as `actvar convert` makes them; it shares its weights."""
     width = router_dim(dense.config.transformer.embed_dim)
     return _like(dense, with_experts(dense, ExpertsConfig(num_experts=ConvertSettings().experts, router_dim=width)))
+
+
+def one_row_in(dense: ActVAR) -> ActVAR:
+    """``dense`` with experts, and one row for each image that has learned guidance, as the student has."""
+    model = experts_in(dense)
+    return _like(dense, rebuilt(model, model.config.model_copy(update={"guidance": GuidanceConfig(cfg=1.5)})))
 
 
 def gates_in(dense: ActVAR) -> ActVAR:
@@ -111,42 +118,52 @@ def _stretched(index: int, of: int, to: int) -> int:
     return ceil((index + 0.5) / of * to) - 1
 
 
-def threshold_for(config: ModelConfig, scores: Scores, images: int, cost: float) -> float:
-    """The threshold at which a model of ``config`` costs ``cost`` when its tokens have these scores."""
+def setting_for(config: ModelConfig, scores: Scores, images: int, cost: float) -> Setting:
+    """The setting at which a model of ``config`` costs ``cost`` when its tokens have these scores.
+
+    One row spends what it cannot cost as the student does: the most scales in both rows that are not too much.
+    """
+    if config.guidance:
+        most = max((dial for dial in _student(0)[0].config.dials if not dial.paired_scales), key=lambda d: d.budget)
+        for paired in reversed(range(2, len(config.tokenizer.patch_nums))):
+            if _cost(config, scores, images, most.threshold, paired) <= cost:
+                return Setting(most.threshold, paired)
     low, high = min(float(s.min()) for s in scores.values()), max(float(s.max()) for s in scores.values())
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (low, middle) if _cost(config, scores, images, middle) < cost else (middle, high)
-    return (low + high) / 2
+    return Setting((low + high) / 2)
 
 
-def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float) -> float:
+def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float, paired: int = 0) -> float:
     """What the counter would say; what is the same in every sampling is counted once."""
     counter, length = WorkCounter(config), 0
-    counter.begin_image(2 * images, images)
+    counter.begin_image(2 * images * (2 if paired else 1), images)
     for scale, pn in enumerate(config.tokenizer.patch_nums):
-        tokens, length = 2 * images * pn * pn, length + pn * pn
+        as_original = scale < paired
+        tokens, length = (2 if as_original else config.rows) * images * pn * pn, length + pn * pn
         counter.frame(scale, 2 * images, tokens, images * pn * pn if scale else 0)
         for block in range(config.transformer.depth):
-            on, kept = scores[block, scale] > threshold, tokens
+            on, kept = scores[block, scale][:tokens] > threshold, tokens
             gated = config.token_gate and scale in config.token_gate.scales_of(block)
             if gated:
                 counter.gate(block, scale, on)
                 kept = int(on.sum())
             counter.attention(block, scale, kept, tokens - kept, length)
-            counter.experts(block, scale, kept, None if config.token_gate else on)
+            counter.experts(block, scale, kept, None if config.token_gate or as_original else on)
     return counter.cost
 
 
-def decide(model: ActVAR, samplings: Sequence[Scores], threshold: float) -> None:
-    """Let ``model``, from `experts_in` or `gates_in`, decide by whether scores exceed ``threshold``.
+def decide(model: ActVAR, samplings: Sequence[Scores], setting: Setting) -> None:
+    """Let ``model``, from one of the above, decide by whether scores exceed the threshold of ``setting``.
 
     Those of ``samplings`` serve for one sampling each, in turn.
     """
+    assert setting.threshold is not None
     part = "token_gate" if model.config.token_gate else "router"
     for block in model.transformer.stack:
-        decider = Drawn(getattr(block, part))
-        scales = block.gated_scales if model.config.token_gate else range(len(model.config.tokenizer.patch_nums))
-        decider.drawn = [scores[block.index, scale] > threshold for scores in samplings for scale in scales]
+        decider, every = Drawn(getattr(block, part)), range(setting.paired_scales, len(block.patch_nums))
+        scales = block.gated_scales if model.config.token_gate else every
+        decider.drawn = [scores[block.index, scale] > setting.threshold for scores in samplings for scale in scales]
         setattr(block, part, decider)
-    model.threshold = 0.0
+    model.setting = Setting(0.0, setting.paired_scales)

@@ -5,8 +5,9 @@
     python benchmarks/speed.py --shape d16 --device cuda --dtypes bfloat16 --batches 8 64
 
 Weights are random, in the shape asked for; experts and token gates decide as benchmarks/routes.py draws it. Timed are
-the tokens of real sampling with guidance (both rows), without decoding them. Efficiency is the speed-up measured by the
-one that the FLOPs promise. Adds what it measured to benchmarks/results/speed.json (speed_cuda.json on a GPU).
+the tokens of real sampling with guidance, without decoding them: of both rows, or of one row that has learned it, with
+both at the first scales where that does not cost too much. Efficiency is the speed-up measured by the one that the
+FLOPs promise. Adds what it measured to benchmarks/results/speed.json (speed_cuda.json on a GPU).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from dense_speed import PrintedProgress, randomise
 from random_checkpoint import published_config
-from routes import decide, even_scores, experts_in, gates_in, student_scores, threshold_for
+from routes import decide, even_scores, experts_in, gates_in, one_row_in, setting_for, student_scores
 from torch import Tensor
 
 import actvar_cli
@@ -37,7 +38,11 @@ from actvar_cli.profile.timing import in_turn
 
 RESULTS = Path(__file__).parent / "results"
 COSTS = (0.79, 0.6)
-KINDS = {"experts": (experts_in, student_scores), "token gates": (gates_in, even_scores)}
+KINDS = {
+    "experts": (experts_in, student_scores),
+    "token gates": (gates_in, even_scores),
+    "one row, experts": (one_row_in, student_scores),
+}
 
 
 def random_model(shape: str, device: torch.device) -> ActVAR:
@@ -58,17 +63,17 @@ def measure(
     dense: ActVAR, batch: int, repeats: int, kinds: Sequence[str], costs: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
     """Each of ``kinds`` alone at each cost, in turn with dense sampling."""
-    rows, device = 2 * batch, dense.device
+    device = dense.device
     labels = balanced_labels(batch, dense.config.transformer.num_classes).to(device)
     for kind in kinds:
         sparse, drawn = KINDS[kind]
         # Routes of its own for each sampling, as real ones have; but a GPU records the first.
         seeds = range(1 if device.type == "cuda" else repeats + 2)
-        scores = [drawn(dense.config, rows, seed, device) for seed in seeds]
+        scores = [drawn(dense.config, 2 * batch, seed, device) for seed in seeds]
         for asked in costs:
             # A model for each: what a GPU records of one would not do for another.
             model = sparse(dense)
-            decide(model, scores, threshold_for(model.config, scores[0], batch, asked))
+            decide(model, scores, setting_for(model.config, scores[0], batch, asked))
             counter = WorkCounter(model.config)
             model.sample_tokens(labels, seed=0, counter=counter)
             ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}
@@ -110,12 +115,14 @@ def main() -> None:
     for dtype in args.dtypes:
         dense = set_dtype(random_model(args.shape, device), dtype)
         for batch in args.batches:
-            run = runs[f"{args.shape}, {dtype}, {batch}"] = {
+            name = f"{args.shape}, {dtype}, {batch}"
+            others = [cell for cell in runs.get(name, {"cells": []})["cells"] if cell["kind"] not in args.kinds]
+            run = runs[name] = {
                 "device": device_name(device),
                 "cpu_capability": torch.backends.cpu.get_cpu_capability(),
                 "torch": torch.__version__,
                 "dispatch": os.environ.get("ACTVAR_DISPATCH", ""),
-                "cells": [],
+                "cells": others,
             }
             for cell in measure(dense, batch, args.repeats, args.kinds, args.costs):
                 print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
