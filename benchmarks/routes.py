@@ -20,7 +20,7 @@ from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.distill.token_stage import add_token_gates
 from actvar_cli.model.block import Decisions
-from actvar_cli.model.config import ExpertsConfig, GuidanceConfig, ModelConfig
+from actvar_cli.model.config import EVERYTHING, ExpertsConfig, GuidanceConfig, ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.rebuild import rebuilt
@@ -124,10 +124,9 @@ def setting_for(config: ModelConfig, scores: Scores, images: int, cost: float) -
     One row spends what it cannot cost as the student does: the most scales in both rows that are not too much.
     """
     if config.guidance:
-        most = max((dial for dial in _student(0)[0].config.dials if not dial.paired_scales), key=lambda d: d.budget)
         for paired in reversed(range(2, len(config.tokenizer.patch_nums))):
-            if _cost(config, scores, images, most.threshold, paired) <= cost:
-                return Setting(most.threshold, paired)
+            if _cost(config, scores, images, EVERYTHING, paired) <= cost:
+                return Setting(EVERYTHING, paired)
     low, high = min(float(s.min()) for s in scores.values()), max(float(s.max()) for s in scores.values())
     for _ in range(30):
         middle = (low + high) / 2
@@ -140,8 +139,7 @@ def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float, pa
     counter, length = WorkCounter(config), 0
     counter.begin_image(2 * images * (2 if paired else 1), images)
     for scale, pn in enumerate(config.tokenizer.patch_nums):
-        as_original = scale < paired
-        tokens, length = (2 if as_original else config.rows) * images * pn * pn, length + pn * pn
+        tokens, length = (2 if scale < paired else config.rows) * images * pn * pn, length + pn * pn
         counter.frame(scale, 2 * images, tokens, images * pn * pn if scale else 0)
         for block in range(config.transformer.depth):
             on, kept = scores[block, scale][:tokens] > threshold, tokens
@@ -150,20 +148,23 @@ def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float, pa
                 counter.gate(block, scale, on)
                 kept = int(on.sum())
             counter.attention(block, scale, kept, tokens - kept, length)
-            counter.experts(block, scale, kept, None if config.token_gate or as_original else on)
+            counter.experts(block, scale, kept, None if config.token_gate or paired else on)
     return counter.cost
 
 
 def decide(model: ActVAR, samplings: Sequence[Scores], setting: Setting) -> None:
     """Let ``model``, from one of the above, decide by whether scores exceed the threshold of ``setting``.
 
-    Those of ``samplings`` serve for one sampling each, in turn.
+    Those of ``samplings`` serve for one sampling each, in turn. With both rows at some scales nothing is left out.
     """
     assert setting.threshold is not None
+    if setting.paired_scales:
+        model.setting = setting
+        return
     part = "token_gate" if model.config.token_gate else "router"
     for block in model.transformer.stack:
-        decider, every = Drawn(getattr(block, part)), range(setting.paired_scales, len(block.patch_nums))
-        scales = block.gated_scales if model.config.token_gate else every
+        decider = Drawn(getattr(block, part))
+        scales = block.gated_scales if model.config.token_gate else range(len(model.config.tokenizer.patch_nums))
         decider.drawn = [scores[block.index, scale] > setting.threshold for scores in samplings for scale in scales]
         setattr(block, part, decider)
-    model.setting = Setting(0.0, setting.paired_scales)
+    model.threshold = 0.0

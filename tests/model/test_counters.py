@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from actvar_cli.model.config import EVERYTHING
 from actvar_cli.model.counters import PARTS, WorkCounter, dense_macs
 from actvar_cli.model.sampling import ActVAR
 from tests.tiny import tiny_config, tiny_model
@@ -60,13 +61,24 @@ def test_nothing_on_costs_keys_values_and_decisions_only() -> None:
 
 def test_everything_on_still_pays_for_the_decisions() -> None:
     model = tiny_model(experts=True, token_gate=True)
-    model.threshold = -math.inf
+    model.threshold = EVERYTHING + 1
     counter = counted(model)
     assert counter.density("tokens") == counter.density("experts") == [[1, 1, 1]] * 2
     decisions = 4 * (counter.by_part()["router"] + counter.by_part()["token_gate"])
     assert decisions > 0
     assert counter.total == dense_macs(model.config, 4) + decisions
     assert counter.cost > 1
+
+
+def test_where_nothing_can_be_left_out_nobody_is_asked() -> None:
+    model = tiny_model(experts=True, token_gate=True)
+    tokens = []
+    for threshold in (EVERYTHING + 1, EVERYTHING, -math.inf):
+        model.threshold = threshold
+        tokens.append(model.sample_tokens([0, 1, 2], seed=0))
+        counter = counted(model)
+    assert counter.total == dense_macs(model.config, 4)
+    assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
 
 
 def test_density_is_the_share_of_the_decisions_made() -> None:

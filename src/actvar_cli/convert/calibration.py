@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actvar_cli.convert.recording import returning_memory, sampling_batch
-from actvar_cli.model.config import Dial, ModelConfig
+from actvar_cli.model.config import EVERYTHING, Dial, ModelConfig
 from actvar_cli.model.counters import WorkCounter, dense_macs, ffn_macs, router_macs
 from actvar_cli.model.sampling import ActVAR, Setting, balanced_labels
 from actvar_cli.progress import Progress
@@ -21,9 +21,6 @@ one must be to be taken; and how many measurements that may take."""
 
 SURE_IMAGES, SURE_TOLERANCE, SURE_TRIALS = 128, 0.002, 3
 """The same for what a threshold costs in the end: on few images, chance alone is half a percent."""
-
-PAIRED_IMAGES = 64
-"""Images that are sampled for each dial of `dials_of_both_rows`: most of what these cost is the same for all."""
 
 APART = 0.15
 """How far from two thresholds that were measured the next one is, as a share of what lies between them."""
@@ -162,19 +159,18 @@ def calibrate_dials(
     return tuple(Dial(budget=b, threshold=found[b], cost=costs.at(found[b])) for b in budgets if b in found)
 
 
-def dials_of_both_rows(
-    model: ActVAR, highest: Dial, *, seed: int, progress: Progress, images: int = PAIRED_IMAGES
-) -> tuple[Dial, ...]:
-    """Dials above the ``highest``: a ``model`` that has learned guidance begins more and more scales as the original.
+def dials_of_both_rows(model: ActVAR, budget: float, *, seed: int, progress: Progress) -> tuple[Dial, ...]:
+    """Dials above ``budget``: a ``model`` that has learned guidance begins more and more scales as the original.
 
-    The others stay at that threshold: below it, more work would not mean less divergence. From two scales on, as the
-    first one has no guidance.
+    At the others nothing is left out: else, more work would not mean less divergence. From two scales on, as the first
+    one has no guidance.
     """
     found, scales = [], range(2, len(model.config.tokenizer.patch_nums))
     with progress.task("calibrating both rows", len(scales)) as task:
         for paired in scales:
-            cost = measured_cost(model, highest.threshold, images=images, seed=seed, paired_scales=paired)
-            if highest.budget < (budget := round(cost, 3)) < 1:
-                found.append(Dial(budget=budget, threshold=highest.threshold, cost=cost, paired_scales=paired))
+            # All images cost the same.
+            cost = measured_cost(model, EVERYTHING, images=1, seed=seed, paired_scales=paired)
+            if budget < (made := round(cost, 3)) < 1:
+                found.append(Dial(budget=made, threshold=EVERYTHING, cost=cost, paired_scales=paired))
             task.advance()
     return tuple(found)

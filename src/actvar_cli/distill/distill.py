@@ -352,7 +352,7 @@ def distill(
         raise ActvarError(f"the student cannot be set to budget {min(missed):g}; reached: {dials}")
     if learned and student.config.delta:
         # Without a delta, what all experts together say is no longer what the original said.
-        dials += dials_of_both_rows(student, dials[-1], seed=seed, progress=progress)
+        dials += dials_of_both_rows(student, dials[-1].budget, seed=seed, progress=progress)
     student.configure(dials=dials, default_budget=settings.budget)
     student.set_budget(settings.budget)
     if checkpoint:

@@ -203,6 +203,10 @@ class TokenizerReference(Frozen):
     sha256: str
 
 
+EVERYTHING = -100.0
+"""A threshold below every score: at or below it nothing is left out, and neither router nor token gate is asked."""
+
+
 class Dial(Frozen):
     """One calibrated setting of the cost: an expert or a token is computed where its score exceeds ``threshold``.
 

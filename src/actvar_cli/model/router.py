@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.config import EVERYTHING, ModelConfig
 from actvar_cli.model.deciding import Decider, Perceptron
 
-CERTAIN = 100.0
+CERTAIN = -EVERYTHING
 """A score above every threshold."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from actvar_cli.model.block import Block, Sampling, TeacherForced
 from actvar_cli.model.cache import KVCache
-from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.config import EVERYTHING, ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.delta import Delta, Weights, using
 from actvar_cli.model.guidance import GuidanceEmbedding, blend, guidance_by_position, over_tokens
@@ -230,7 +230,9 @@ class VAR(nn.Module):
         it is only used by kernels for GPUs.
         """
         cache.begin_scale(x.shape[1])
-        cut = None if threshold is None else threshold - self.config.scale_offsets[scale]
+        cut = None
+        if threshold is not None and threshold > EVERYTHING:
+            cut = threshold - self.config.scale_offsets[scale]
         context = Sampling(cache, scale, cut, counter, kernels=counter is None and self.by_kernels())
         if strength is not None:
             x = x + strength * self.guidance.scales[scale]
