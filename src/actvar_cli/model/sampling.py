@@ -231,6 +231,57 @@ def sample(
     return Samples(model.tokenizer.decode_latent(latent).add(1).mul(0.5), tokens)
 
 
+class _Rows:
+    """The rows of a sampling: two for each image, one of them without a class, or one that has learned guidance.
+
+    With ``paired_scales`` there are two at first, computed as the original does, and one goes on.
+    """
+
+    def __init__(self, model: ActVAR, labels: Tensor, counter: WorkCounter | None) -> None:
+        self.model, self.labels, self.counter = model, labels, counter
+        self.sizes = [pn * pn for pn in model.config.tokenizer.patch_nums]
+        self.learned = model.config.guidance if model.threshold is not None else None
+        self.one_from = model.setting.paired_scales if self.learned else len(self.sizes)
+        no_class = torch.full_like(labels, model.config.transformer.num_classes)
+        self.start = model.transformer.class_emb(torch.cat((labels, no_class)))
+        self.walk: graphs.Pass | None = None
+
+    def _begin(self, scale: int) -> graphs.Pass:
+        """The pass that starts with ``scale``, after the one before it if there is one."""
+        var, before, threshold = self.model.transformer, self.walk, self.model.threshold
+        if scale < self.one_from:
+            cond, threshold = self.start, None if self.learned else threshold
+        else:
+            cond = var.guidance.conditions(self.start[: len(self.labels)], self.labels)
+        walk = graphs.begin(var, cond, threshold, self.counter)
+        if before:
+            walk.go_on_after(before)
+        if self.counter:
+            self.counter.begin_image(2 * len(self.labels), 0 if before else len(self.labels))
+        return walk
+
+    def logits(self, embedded: Tensor | None, scale: int, cfg: float) -> Tensor:
+        """Logits (B, l, V) after guidance of strength ``cfg`` at the last scale.
+
+        ``embedded`` (B, l, C) is the input of ``scale``, ``None`` of the first. Another call may write over them.
+        """
+        var, images, size = self.model.transformer, len(self.labels), self.sizes[scale]
+        rows = 2 if scale < self.one_from else 1
+        if self.walk is None or scale == self.one_from:
+            self.walk = self._begin(scale)
+        if embedded is None:
+            x = self.start[: rows * images].unsqueeze(1) + var.pos_start + var.positions()[:, :size]
+        else:
+            x = embedded.repeat(rows, 1, 1)
+        if self.counter:
+            self.counter.frame(scale, 2 * images, rows * images * size, images * size if scale else 0)
+        guidance = guidance_at(scale, len(self.sizes), cfg)
+        if rows == 2:
+            return guide(self.walk.logits(x, scale), guidance)
+        assert self.learned
+        return self.walk.logits(x, scale, guidance / self.learned.cfg)
+
+
 @torch.no_grad()
 def sample_latent(
     model: ActVAR,
@@ -247,46 +298,18 @@ def sample_latent(
     """
     var, quantizer, patch_nums = model.transformer, model.tokenizer.quantize, model.config.tokenizer.patch_nums
     batch, last = len(labels), len(patch_nums) - 1
-    learned = model.config.guidance if model.threshold is not None else None
-    # Two rows for each image, the second one without a class. With guidance learned there is one from some scale on;
-    # what comes before is the original's.
-    one_from = model.setting.paired_scales if learned else len(patch_nums)
-    start = var.class_emb(torch.cat((labels, torch.full_like(labels, model.config.transformer.num_classes))))
-    positions = var.positions()
-    if counter:
-        counter.begin_image(2 * batch, batch)
-    if one_from:
-        walk = graphs.begin(var, start, None if learned else model.threshold, counter)
-    f_hat = start.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
+    rows, positions = _Rows(model, labels, counter), var.positions()
+    f_hat = rows.start.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
     tokens: list[Tensor] = []
     end = 0
     for scale, pn in enumerate(patch_nums):
-        end += pn * pn
-        rows = 2 if scale < one_from else 1
-        if scale == one_from:
-            before = walk if scale else None
-            walk = graphs.begin(var, var.guidance.conditions(start[:batch], labels), model.threshold, counter)
-            if before:
-                walk.go_on_after(before)
-                if counter:
-                    counter.begin_image(2 * batch, 0)
-        if scale:
-            embedded = var.word_embed(quantizer.next_input(f_hat, scale)) + positions[:, end - pn * pn : end]
-            x = embedded.repeat(rows, 1, 1)
-        else:
-            x = start[: rows * batch].unsqueeze(1) + var.pos_start + positions[:, :end]
-        guidance = guidance_at(scale, len(patch_nums), settings.cfg)
-        if counter:
-            counter.frame(scale, 2 * batch, rows * batch * pn * pn, batch * pn * pn if scale else 0)
-        strength = guidance / learned.cfg if learned and rows == 1 else None
-        logits = walk.logits(x, scale, strength)
-        if rows == 2:
-            logits = guide(logits, guidance)
+        here = slice(end, end := end + pn * pn)
+        embedded = var.word_embed(quantizer.next_input(f_hat, scale)) + positions[:, here] if scale else None
+        logits = rows.logits(embedded, scale, settings.cfg)
         if collected is not None:
-            # What a pass has learned guidance in may be written over.
-            collected.append(logits.clone() if rows == 1 else logits)
+            collected.append(logits.clone())
         logits = filter_logits(logits, settings.top_k, settings.top_p)
-        index = draw(logits, generator) if given is None else given[:, end - pn * pn : end]
+        index = draw(logits, generator) if given is None else given[:, here]
         tokens.append(index)
         if settings.more_smooth:
             temperature = max(0.27 * (1 - 0.95 * scale / last), 0.005)
