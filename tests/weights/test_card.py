@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from actvar_cli.model.config import Dial
 from actvar_cli.weights.card import About, Metric, model_card
 from tests.tiny import tiny_config
 
@@ -57,3 +58,11 @@ def test_what_a_token_gate_decides() -> None:
     assert "which tokens of the scales 2x2, 3x3 are computed." in told()
     assert "which tokens of the scales 2x2, 3x3 attend." in told(skips="attention")
     assert "token gate" not in card(About()).text
+
+
+def test_what_begins_as_the_original() -> None:
+    dials = [Dial(budget=b, threshold=0.0, cost=b, paired_scales=k) for b, k in ((0.4, 0), (0.5, 0), (0.6, 2))]
+    config = tiny_config(experts=True, guidance=True).model_copy(update={"dials": tuple(dials)})
+    assert "Above a budget of 0.5 the first scales are" in model_card(config, dtype="float32", about=About())
+    alone = config.model_copy(update={"dials": tuple(dials[:2])})
+    assert "Above a budget" not in model_card(alone, dtype="float32", about=About())

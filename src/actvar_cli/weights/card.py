@@ -101,8 +101,10 @@ def _what(config: ModelConfig, dtype: str) -> str:
             "row for each image in place of two."
         )
     if any(dial.paired_scales for dial in config.dials):
+        one_row = max(dial.budget for dial in config.dials if not dial.paired_scales)
         parts.append(
-            "At the budgets above, more and more of its first scales are computed as the original does, both rows."
+            f"Above a budget of {one_row:g} the first scales are computed as the original does, in both rows, so their "
+            "tokens are the original's."
         )
     if config.delta:
         parts.append("At budget 1 it is the original; its weights move away from the original's as the budget falls.")
