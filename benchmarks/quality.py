@@ -169,10 +169,16 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
             continue
         before = student.setting
         runs = runs_of(student)
-        mine = runs[0][1]
-        found = {"kl": divergence(student, teacher, dense), "kl_own": divergence(student, teacher, mine)}
-        same = {"token_match": float((mine == dense).float().mean())}
-        cells.append({"budget": budget, "runs": [run for run, _ in runs], **found, **same})
+        own = runs[0][1]
+        cells.append(
+            {
+                "budget": budget,
+                "runs": [run for run, _ in runs],
+                "kl": divergence(student, teacher, dense),
+                "kl_own": divergence(student, teacher, own),
+                "token_match": float((own == dense).float().mean()),
+            }
+        )
     return {"what": variant["what"], "cells": cells, "training_seconds": trained}
 
 

@@ -116,14 +116,16 @@ def main() -> None:
         dense = set_dtype(random_model(args.shape, device), dtype)
         for batch in args.batches:
             name = f"{args.shape}, {dtype}, {batch}"
-            others = [cell for cell in runs.get(name, {"cells": []})["cells"] if cell["kind"] not in args.kinds]
-            run = runs[name] = {
+            where = {
                 "device": device_name(device),
                 "cpu_capability": torch.backends.cpu.get_cpu_capability(),
                 "torch": torch.__version__,
                 "dispatch": os.environ.get("ACTVAR_DISPATCH", ""),
-                "cells": others,
             }
+            # What is not measured now stays, if it was measured in the same place.
+            before = runs.get(name, {})
+            cells = before["cells"] if before and where.items() <= before.items() else []
+            run = runs[name] = {**where, "cells": [cell for cell in cells if cell["kind"] not in args.kinds]}
             for cell in measure(dense, batch, args.repeats, args.kinds, args.costs):
                 print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
                 run["cells"].append(cell)

@@ -33,14 +33,10 @@ Cost = Callable[[float], float]
 def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int, paired_scales: int = 0) -> float:
     """Cost of free-running sampling at ``threshold``, counted by the model on ``images`` images."""
     counter = WorkCounter(model.config)
-    before, model.setting = model.setting, Setting(threshold, paired_scales)
     labels = balanced_labels(images, model.config.transformer.num_classes)
-    try:
-        with returning_memory(model):
-            for i, part in enumerate(labels.split(sampling_batch(model))):
-                model.sample_tokens(part, seed=seed + i, counter=counter)
-    finally:
-        model.setting = before
+    with model.at(Setting(threshold, paired_scales)), returning_memory(model):
+        for i, part in enumerate(labels.split(sampling_batch(model))):
+            model.sample_tokens(part, seed=seed + i, counter=counter)
     return counter.cost
 
 

@@ -18,7 +18,7 @@ from actvar_cli.model.config import DeltaConfig
 from actvar_cli.model.device import fast_bf16
 from actvar_cli.model.guidance import guide
 from actvar_cli.model.rebuild import rebuilt
-from actvar_cli.model.sampling import ActVAR, paired_rows
+from actvar_cli.model.sampling import ActVAR, Setting, paired_rows
 from actvar_cli.progress import Progress
 
 RECENT = 10
@@ -97,12 +97,8 @@ class Sequences:
         """Draw the student's own sequences anew; their thresholds take turns with ``seed``."""
         if not self.own:
             return
-        before = self.student.setting
-        self.student.threshold = self.thresholds[seed % len(self.thresholds)]
-        try:
+        with self.student.at(Setting(self.thresholds[seed % len(self.thresholds)])):
             self.drawn = draw_samples(self.student, OWN_BATCHES * self.size, seed=seed, progress=Progress())
-        finally:
-            self.student.setting = before
 
     def batch(self, seed: int) -> list[TeacherSamples]:
         """One batch: the teacher's, and the student's own if there are any."""

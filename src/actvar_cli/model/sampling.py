@@ -6,6 +6,8 @@ order, so equal seeds give equal tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -150,16 +152,28 @@ class ActVAR(nn.Module):
         """Budgets that were calibrated, rising."""
         return sorted(d.budget for d in self.config.dials)
 
+    @contextmanager
+    def at(self, setting: Setting) -> Iterator[None]:
+        """The model as it is at ``setting``, and afterwards as it was, whatever was set inside."""
+        before, self.setting = self.setting, setting
+        try:
+            yield
+        finally:
+            self.setting = before
+
     def set_budget(self, budget: float) -> None:
-        """Work at ``budget`` (share of the dense model's FLOPs); ``1.0`` is dense.
+        """Work at ``budget``; see `setting_for`."""
+        self.setting = self.setting_for(budget)
+
+    def setting_for(self, budget: float) -> Setting:
+        """What it takes to work at ``budget`` (share of the dense model's FLOPs); ``1.0`` is dense.
 
         Between two calibrated budgets the threshold is interpolated, if they differ in that alone; else it is the lower
         one that holds. Raises ValueError outside the calibrated range; but a model that has learned guidance does its
         most at any budget above.
         """
         if budget == 1.0:
-            self.threshold = None
-            return
+            return Setting()
         dials = sorted(self.config.dials, key=lambda d: d.budget)
         if not dials:
             raise ValueError(f"{self.config.name} is dense: it has no experts to leave out, convert it first")
@@ -173,7 +187,7 @@ class ActVAR(nn.Module):
         share = 0.0
         if below is not above and below.paired_scales == above.paired_scales:
             share = (budget - below.budget) / (above.budget - below.budget)
-        self.setting = Setting(below.threshold + share * (above.threshold - below.threshold), below.paired_scales)
+        return Setting(below.threshold + share * (above.threshold - below.threshold), below.paired_scales)
 
     @torch.inference_mode()
     def sample(
@@ -244,6 +258,7 @@ class _Rows:
         self.one_from = model.setting.paired_scales if self.learned else len(self.sizes)
         no_class = torch.full_like(labels, model.config.transformer.num_classes)
         self.start = model.transformer.class_emb(torch.cat((labels, no_class)))
+        self.positions = model.transformer.positions().split(self.sizes, dim=1)
         self.walk: graphs.Pass | None = None
 
     def _begin(self, scale: int) -> graphs.Pass:
@@ -260,19 +275,20 @@ class _Rows:
             self.counter.begin_image(2 * len(self.labels), 0 if before else len(self.labels))
         return walk
 
-    def logits(self, embedded: Tensor | None, scale: int, cfg: float) -> Tensor:
+    def logits(self, seen: Tensor | None, scale: int, cfg: float) -> Tensor:
         """Logits (B, l, V) after guidance of strength ``cfg`` at the last scale.
 
-        ``embedded`` (B, l, C) is the input of ``scale``, ``None`` of the first. Another call may write over them.
+        ``seen`` (B, l, z) is what ``scale`` reads of those before it, ``None`` at the first. Where there is one row,
+        another call may write over them.
         """
         var, images, size = self.model.transformer, len(self.labels), self.sizes[scale]
         rows = 2 if scale < self.one_from else 1
         if self.walk is None or scale == self.one_from:
             self.walk = self._begin(scale)
-        if embedded is None:
-            x = self.start[: rows * images].unsqueeze(1) + var.pos_start + var.positions()[:, :size]
+        if seen is None:
+            x = self.start[: rows * images].unsqueeze(1) + var.pos_start + self.positions[scale]
         else:
-            x = embedded.repeat(rows, 1, 1)
+            x = (var.word_embed(seen) + self.positions[scale]).repeat(rows, 1, 1)
         if self.counter:
             self.counter.frame(scale, 2 * images, rows * images * size, images * size if scale else 0)
         guidance = guidance_at(scale, len(self.sizes), cfg)
@@ -296,18 +312,16 @@ def sample_latent(
 
     ``collected`` gets the logits (B, l, V) of each scale, after guidance; ``given`` (B, L) are tokens not to be drawn.
     """
-    var, quantizer, patch_nums = model.transformer, model.tokenizer.quantize, model.config.tokenizer.patch_nums
-    batch, last = len(labels), len(patch_nums) - 1
-    rows, positions = _Rows(model, labels, counter), var.positions()
+    quantizer, patch_nums = model.tokenizer.quantize, model.config.tokenizer.patch_nums
+    batch, last, rows = len(labels), len(patch_nums) - 1, _Rows(model, labels, counter)
     f_hat = rows.start.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
     tokens: list[Tensor] = []
     end = 0
     for scale, pn in enumerate(patch_nums):
         here = slice(end, end := end + pn * pn)
-        embedded = var.word_embed(quantizer.next_input(f_hat, scale)) + positions[:, here] if scale else None
-        logits = rows.logits(embedded, scale, settings.cfg)
+        logits = rows.logits(quantizer.next_input(f_hat, scale) if scale else None, scale, settings.cfg)
         if collected is not None:
-            collected.append(logits.clone())
+            collected.append(logits.clone() if scale >= rows.one_from else logits)
         logits = filter_logits(logits, settings.top_k, settings.top_p)
         index = draw(logits, generator) if given is None else given[:, here]
         tokens.append(index)

@@ -6,8 +6,6 @@ FLOPs are 2 x MACs of matrix products and convolutions, per image, sampled with 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from statistics import median
 
@@ -152,7 +150,7 @@ def profile(
     work: dict[str, Work] = {}
     with progress.task("counting FLOPs", len(settings)) as task:
         for name, cut in settings.items():
-            with _set(model, cut):
+            with model.at(cut):
                 work[name] = count_work(model, labels, seed)
             work[name].check()
             task.advance(note=name)
@@ -202,17 +200,13 @@ def profile(
 
 
 def _setting(model: ActVAR, budget: float | None) -> Setting:
-    """What to profile at; no threshold for dense alone. Leaves the model as it is set."""
-    before = model.setting
-    if budget is None and (before.threshold is not None or not model.budgets()):
-        return before
-    try:
-        model.set_budget(budget or model.config.default_budget or model.budgets()[0])
+    """What to profile at; no threshold for dense alone."""
+    if budget is None and (model.setting.threshold is not None or not model.budgets()):
         return model.setting
+    try:
+        return model.setting_for(budget or model.config.default_budget or model.budgets()[0])
     except ValueError as error:
         raise InputError(str(error)) from error
-    finally:
-        model.setting = before
 
 
 def _budget(model: ActVAR, asked: float | None, setting: Setting) -> float | None:
@@ -222,18 +216,8 @@ def _budget(model: ActVAR, asked: float | None, setting: Setting) -> float | Non
     return next((d.budget for d in model.config.dials if (d.threshold, d.paired_scales) == setting), None)
 
 
-@contextmanager
-def _set(model: ActVAR, setting: Setting) -> Iterator[None]:
-    before = model.setting
-    model.setting = setting
-    try:
-        yield
-    finally:
-        model.setting = before
-
-
 def _sample(model: ActVAR, setting: Setting, labels: Tensor, seed: int, repeat: int) -> None:
-    with _set(model, setting):
+    with model.at(setting):
         model.sample(labels, seed=seed + repeat)
 
 

@@ -142,13 +142,9 @@ def named(name: str, *, device: str, progress: Progress, budget: float | None = 
 @contextmanager
 def at_budget(model: ActVAR, budget: float | None) -> Iterator[None]:
     """``model`` works at ``budget`` inside (``None``: as it is set); InputError where it cannot."""
-    before = model.setting
     try:
-        if budget is not None:
-            model.set_budget(budget)
+        setting = model.setting if budget is None else model.setting_for(budget)
     except ValueError as error:
         raise InputError(str(error)) from error
-    try:
+    with model.at(setting):
         yield
-    finally:
-        model.setting = before
