@@ -17,8 +17,10 @@ from tests.tiny import tiny_model
 class Played(graphs.Pass):
     """Stands for a pass from a recording, which it computes anew."""
 
-    def __init__(self, var: Any, cond: torch.Tensor, threshold: float | None, recording: Any) -> None:
-        super().__init__(var, cond, threshold)
+    def __init__(
+        self, var: Any, cond: torch.Tensor, threshold: float | None, recording: Any, after: graphs.Pass | None = None
+    ) -> None:
+        super().__init__(var, cond, threshold, after=after)
         recording.player = weakref.ref(self)
 
 

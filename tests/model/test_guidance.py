@@ -12,10 +12,12 @@ import torch
 
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.evaluate.agreement import guided_logits
+from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import Dial, ModelConfig
 from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.guidance import guidance_at, guidance_by_position, guide
 from actvar_cli.model.sampling import SamplingSettings, Setting, single_rows
+from actvar_cli.model.var import VAR
 from actvar_cli.profile.work import count_work
 from tests.tiny import tiny_model
 
@@ -141,6 +143,21 @@ def test_both_rows_at_the_first_scales_are_in_every_count(paired: int) -> None:
     more = [both / one for one, both in zip(*found, strict=True)]
     assert all(share > 1.5 for share in more[:paired])
     assert all(share == pytest.approx(1, abs=0.05) for share in more[paired:])
+
+
+def test_both_rows_at_the_first_scales_take_the_memory_that_dense_sampling_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, rows, new_cache = tiny_model(experts=True, guidance=True), list[int](), VAR.new_cache
+
+    def counted(var: VAR, count: int) -> KVCache:
+        rows.append(count)
+        return new_cache(var, count)
+
+    monkeypatch.setattr(VAR, "new_cache", counted)
+    model.setting = Setting(0.0, 2)
+    model.sample_tokens(LABELS, seed=1)
+    assert rows == [2 * len(LABELS)]
 
 
 def test_a_dial_with_both_rows_needs_guidance_that_is_learned_and_a_scale_without() -> None:

@@ -29,6 +29,7 @@ class KVCache:
     """
 
     def __init__(self, room: Tensor) -> None:
+        self._room = room
         self._keys, self._values = room.unbind(0)
         self._filled = 0
         self._size = 0
@@ -43,12 +44,18 @@ class KVCache:
         self._filled += self._size
         self._size = tokens
 
+    def first(self, rows: int) -> KVCache:
+        """That of the first ``rows``, in the same memory; it goes on after the scales that are in this one."""
+        made = KVCache(self._room[:, :, :rows])
+        made._filled = self.length
+        made.updates = {block: update[:rows] for block, update in self.updates.items()}
+        return made
+
     def adopt(self, other: KVCache) -> None:
-        """Go on after the scales that ``other``, of as many rows or more, has been filled with."""
-        rows, self._filled, self._size = self._keys.shape[1], other.length, 0
+        """Go on after the scales that ``other``, of as many rows, has been filled with: copy them."""
+        self._filled, self._size, self.updates = other.length, 0, other.updates
         for ours, theirs in ((self._keys, other._keys), (self._values, other._values)):
-            ours[..., : self.length, :] = theirs[:, :rows, :, : self.length]
-        self.updates = {block: update[:rows] for block, update in other.updates.items()}
+            ours[..., : self.length, :] = theirs[..., : self.length, :]
 
     @property
     def length(self) -> int:

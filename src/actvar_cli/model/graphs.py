@@ -31,17 +31,26 @@ MOST = 3
 
 
 class Pass:
-    """One sampling, scale after scale, for what `VAR.conditions` takes; other arguments as in `VAR.scale_logits`."""
+    """One sampling, scale after scale, for what `VAR.conditions` takes; other arguments as in `VAR.scale_logits`.
 
-    def __init__(self, var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> None:
+    It begins where the pass ``after``, of as many rows or more, has come to, and that one ends.
+    """
+
+    def __init__(
+        self,
+        var: VAR,
+        cond: Tensor,
+        threshold: float | None,
+        counter: WorkCounter | None = None,
+        after: Pass | None = None,
+    ) -> None:
         self.var, self.cond, self.threshold, self.counter = var, cond, threshold, counter
+        # Kept, as a recording whose memory is gone on with must not be played meanwhile.
+        self.after = after
         self.weights = var.weights(threshold)
+        self.cache: KVCache = after.cache.first(len(cond)) if after else var.new_cache(len(cond))
         with using(self.weights):
-            self.ada, self.cache = var.conditions(cond), var.new_cache(len(cond))
-
-    def go_on_after(self, other: Pass) -> None:
-        """Begin where ``other``, of as many rows or more, has come to."""
-        self.cache.adopt(other.cache)
+            self.ada = var.conditions(cond)
 
     def logits(self, x: Tensor, scale: int, strength: float | None = None) -> Tensor:
         """Logits (R, l, vocab) of ``x`` (R, l, C), the input of ``scale``; another call may write over them."""
@@ -84,12 +93,17 @@ class Recording:
 class RecordedPass(Pass):
     """The same, from a recording, which it adds to where that has nothing yet."""
 
-    def __init__(self, var: VAR, cond: Tensor, threshold: float | None, recording: Recording) -> None:
+    def __init__(
+        self, var: VAR, cond: Tensor, threshold: float | None, recording: Recording, after: Pass | None = None
+    ) -> None:
         self.var, self.threshold, self.recording, self.weights = var, threshold, recording, recording.weights
         recording.player = ref(self)
         recording.cond.copy_(cond)
         self.cache = recording.cache
         self.cache.clear()
+        if after:
+            # What is recorded reads memory of its own.
+            self.cache.adopt(after.cache.first(len(cond)))
         if recording.conditions is None:
             recording.conditions = torch.cuda.CUDAGraph()
             with using(self.weights), torch.cuda.graph(recording.conditions, pool=recording.pool):
@@ -153,10 +167,14 @@ class _Passes:
 _passes: WeakKeyDictionary[VAR, _Passes] = WeakKeyDictionary()
 
 
-def begin(var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None) -> Pass:
-    """A pass for ``cond``; from a recording if one like it, but for these numbers, was recorded or came last."""
+def begin(
+    var: VAR, cond: Tensor, threshold: float | None, counter: WorkCounter | None = None, after: Pass | None = None
+) -> Pass:
+    """A pass as `Pass` is; from a recording if one like it, but for these numbers, was recorded or came last."""
     recording = None if counter or not _recordable(var, cond, threshold) else _recording(var, cond, threshold)
-    return RecordedPass(var, cond, threshold, recording) if recording else Pass(var, cond, threshold, counter)
+    if recording:
+        return RecordedPass(var, cond, threshold, recording, after)
+    return Pass(var, cond, threshold, counter, after)
 
 
 def _recording(var: VAR, cond: Tensor, threshold: float | None) -> Recording | None:

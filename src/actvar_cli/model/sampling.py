@@ -268,9 +268,7 @@ class _Rows:
             cond, threshold = self.start, None if self.learned else threshold
         else:
             cond = var.guidance.conditions(self.start[: len(self.labels)], self.labels)
-        walk = graphs.begin(var, cond, threshold, self.counter)
-        if before:
-            walk.go_on_after(before)
+        walk = graphs.begin(var, cond, threshold, self.counter, before)
         if self.counter:
             self.counter.begin_image(2 * len(self.labels), 0 if before else len(self.labels))
         return walk
