@@ -17,8 +17,9 @@ from actvar_cli.distill.data import training_samples
 from actvar_cli.distill.distill import guidance_of
 from actvar_cli.distill.guidance_stage import learn_guidance
 from actvar_cli.distill.losses import hidden_error, kl_divergence, scale_weights
+from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.training import Optimiser, batch_of, taught, training
+from actvar_cli.distill.training import batch_of, taught, training
 from actvar_cli.model.block import Block
 from actvar_cli.model.config import Dial, GuidanceConfig, ModelConfig, TransformerConfig
 from actvar_cli.model.counters import dense_macs

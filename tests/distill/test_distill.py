@@ -17,7 +17,7 @@ from actvar_cli.distill import distill as module
 from actvar_cli.distill.distill import Distilled, distill
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
-from actvar_cli.distill.training import Optimiser, Sequences, budget_weight
+from actvar_cli.distill.training import Sequences, budget_weight
 from actvar_cli.errors import InputError
 from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.sampling import ActVAR, paired_rows
@@ -130,21 +130,6 @@ def test_no_budget_is_forgotten_for_the_one_that_errs_most() -> None:
     high, low = (budget_weight(budget, history, "tokens", 2) for budget in (0.5, 0.3))
     assert high == pytest.approx(4 * low)
     assert budget_weight(0.5, [entry("tokens", 0.5, 0.01), entry("tokens", 0.5, math.nan)], "tokens", 1) == 1
-
-
-def test_a_stage_goes_on_with_the_moments_of_the_one_before() -> None:
-    def optimiser(*names: str) -> Optimiser:
-        parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in names}
-        return Optimiser(parameters, lr=0.1, steps=4, precision="no", device=torch.device("cpu"))
-
-    first, second = optimiser("blocks.0.router.w", "blocks.0.w"), optimiser("new.w", "blocks.0.w", "blocks.0.router.w")
-    first.step(sum(p.sum() for p in first.parameters.values()), 0)
-    second.adopt(first)
-    for name, parameter in first.parameters.items():
-        assert second.adam.state[second.parameters[name]]["exp_avg"] is first.adam.state[parameter]["exp_avg"]
-    before = {name: float(p[0].detach()) for name, p in second.parameters.items()}
-    second.step(sum(p.sum() for p in second.parameters.values()), 1)
-    assert all(float(p[0].detach()) < before[name] for name, p in second.parameters.items())
 
 
 def test_routers_can_be_left_as_they_were_fitted(converted: ActVAR) -> None:

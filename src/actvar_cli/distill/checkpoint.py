@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from actvar_cli.distill.optimiser import Optimiser
 
-def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str], state: dict[str, Any]
-) -> None:
-    """Write weights, Adam moments of the parameters ``names`` (in the optimiser's order) and ``state`` (JSON)."""
+
+def save_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser, state: dict[str, Any]) -> None:
+    """Write weights, the optimiser's moments and ``state`` (JSON)."""
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    moments = optimizer.state_dict()["state"]
-    for index, name in enumerate(names):
-        for key, value in moments.get(index, {}).items():
-            tensors[f"adam.{key}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
+    for name, moments in optimiser.moments().items():
+        tensors |= {f"moment.{key}.{name}": value.detach().cpu().clone() for key, value in moments.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     save_file(tensors, temporary, metadata={"format": "pt", "state": json.dumps(state)})
@@ -43,16 +41,14 @@ def load_weights(path: Path, module: nn.Module, prefix: str) -> None:
         module.load_state_dict({key.removeprefix(f"model.{prefix}"): f.get_tensor(key) for key in keys})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    """Put weights and Adam moments back."""
-    tensors: dict[str, Tensor] = {}
+def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser) -> None:
+    """Put weights and moments back."""
+    load_weights(path, model, "")
+    moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
     with safe_open(path, framework="pt") as f:
         for key in f.keys():  # noqa: SIM118 - not a dict
-            tensors[key] = f.get_tensor(key)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    packed = optimizer.state_dict()
-    for index, name in enumerate(names):
-        found = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        if all(v is not None for v in found.values()):
-            packed["state"][index] = found
-    optimizer.load_state_dict(packed)
+            if key.startswith("moment."):
+                _, kind, name = key.split(".", 2)
+                where = "cpu" if kind == "step" else optimiser.parameters[name].device
+                moments[name][kind] = f.get_tensor(key).to(where)
+    optimiser.adopt(moments)

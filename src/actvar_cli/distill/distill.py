@@ -24,10 +24,11 @@ from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.data import training_samples
 from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
+from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
-from actvar_cli.distill.training import Optimiser, Sequences, budget_weight, place_delta, taught, training, with_delta
+from actvar_cli.distill.training import Sequences, budget_weight, place_delta, taught, training, with_delta
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.device import keep_memory
@@ -196,11 +197,11 @@ def run_stage(
             device=student.device,
         )
         if before:
-            optimiser.adopt(before)
+            optimiser.adopt(before.moments())
         done, temperature = 0, SOFTNESS * score_spread(student, samples, aims[0].threshold)
         state = read_state(checkpoint)
         if checkpoint and state and state["stage"] == name:
-            load_checkpoint(checkpoint, student.transformer, optimiser.adam, optimiser.names)
+            load_checkpoint(checkpoint, student.transformer, optimiser)
             done, history[:], temperature = state["step"], state["history"], state["temperature"]
             task.advance(done)
         sequences = Sequences(samples, student, settings.own, settings.batch, [aim.threshold for aim in aims])
@@ -243,7 +244,7 @@ def run_stage(
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
                 state |= {"aims": aims, "seed": seed, "settings": settings.model_dump(mode="json")}
                 state["gated_blocks"] = student.config.token_gate.blocks if student.config.token_gate else ()
-                save_checkpoint(checkpoint, student.transformer, optimiser.adam, optimiser.names, state)
+                save_checkpoint(checkpoint, student.transformer, optimiser, state)
     return optimiser
 
 

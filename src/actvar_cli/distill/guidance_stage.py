@@ -14,8 +14,9 @@ import torch
 from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.checkpoint import load_checkpoint, load_weights, read_state, save_checkpoint
 from actvar_cli.distill.losses import kl_divergence, scale_weights
+from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.training import Optimiser, batch_of, taught, training
+from actvar_cli.distill.training import batch_of, taught, training
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.guidance import guidance_by_position
 from actvar_cli.model.rebuild import rebuilt
@@ -66,7 +67,7 @@ def learn_guidance(
         )
         done = 0
         if checkpoint and state:
-            load_checkpoint(checkpoint, var, optimiser.adam, optimiser.names)
+            load_checkpoint(checkpoint, var, optimiser)
             done, history[:] = state["step"], state["history"]
             task.advance(done)
         for step in range(done, stage.steps):
@@ -82,5 +83,5 @@ def learn_guidance(
             if checkpoint and (step + 1) % CHECKPOINT_EVERY == 0:
                 state = {"stage": NAME, "step": step + 1, "history": history, "seed": seed}
                 state["settings"] = settings.model_dump(mode="json")
-                save_checkpoint(checkpoint, var, optimiser.adam, optimiser.names, state)
+                save_checkpoint(checkpoint, var, optimiser, state)
     return model

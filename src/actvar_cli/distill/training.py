@@ -1,12 +1,11 @@
-"""What the stages' training loops have in common: what learns, on which samples, and how a step is taken."""
+"""What the stages' training loops have in common: what learns, on which samples, and for which budget."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from statistics import mean
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from actvar_cli.convert.recording import TeacherSamples, draw_samples
 from actvar_cli.model.config import DeltaConfig
-from actvar_cli.model.device import fast_bf16
 from actvar_cli.model.guidance import guide
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, Setting, paired_rows
@@ -120,62 +118,3 @@ def budget_weight(budget: float, history: Sequence[Mapping[str, Any]], stage: st
         return 1.0
     means = {b: max(mean(divergences), 1e-9) for b, divergences in seen.items()}
     return math.sqrt(mean(means.values()) / means[budget])
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear over the first tenth, then a cosine down to nothing."""
-    warm = max(1, steps // 10)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-class Optimiser:
-    """AdamW over ``parameters`` for ``steps`` steps.
-
-    ``precision`` is that of `DistillSettings`; what gives the loss is computed inside ``autocast``. ``share`` is the
-    learning rate of the parameter of a name, by ``lr``.
-    """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        lr: float,
-        steps: int,
-        precision: str,
-        device: torch.device,
-        share: Callable[[str], float] = lambda name: 1.0,
-    ) -> None:
-        mixed = precision == "bf16" or (precision == "auto" and fast_bf16(device))
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
-        self.steps = steps
-        # In AdamW's order: group by group.
-        self.parameters = {name: parameters[name] for name in sorted(parameters, key=share)}
-        groups = [
-            {"params": [parameters[name] for name in names], "initial_lr": rate * lr}
-            for rate, names in groupby(self.parameters, key=share)
-        ]
-        self.adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters' names, in AdamW's order."""
-        return list(self.parameters)
-
-    def adopt(self, before: Optimiser) -> None:
-        """Take over the moments of the parameters that the optimiser of the stage ``before`` had, by their names."""
-        for name in self.parameters.keys() & before.parameters.keys():
-            self.adam.state[self.parameters[name]] = before.adam.state[before.parameters[name]]
-
-    def step(self, loss: Tensor, number: int) -> Tensor:
-        """Take step ``number``, counted from 0, down the gradient of ``loss``; returns the gradient's norm."""
-        for group in self.adam.param_groups:
-            group["lr"] = group["initial_lr"] * learning_rate(number, self.steps)
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        # A step whose gradient explodes is left out: one bad batch must not undo the routers.
-        if torch.isfinite(norm):
-            self.adam.step()
-        return norm
