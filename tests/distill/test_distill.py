@@ -17,7 +17,7 @@ from actvar_cli.distill import distill as module
 from actvar_cli.distill.distill import Distilled, distill
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
-from actvar_cli.distill.training import Sequences, budget_weight
+from actvar_cli.distill.training import Sequences, budget_weight, turns
 from actvar_cli.errors import InputError
 from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.sampling import ActVAR, paired_rows
@@ -118,6 +118,13 @@ def test_a_student_can_learn_from_its_own_sequences(converted: ActVAR) -> None:
     assert (len(half), len(other)) == (4, 4)
     assert all(tuple(row) in theirs for row in half.tokens.tolist())
     assert all(tuple(row) in own for row in other.tokens.tolist())
+
+
+def test_the_highest_budget_comes_seldom_where_weights_can_move_apart() -> None:
+    assert turns([0.5, 0.4, 0.3], apart=False) == [0, 1, 2]
+    order = turns([0.4, 0.5, 0.3], apart=True)
+    assert order[:4] == [0, 2, 0, 2] and order.count(0) == order.count(2) == 4 * order.count(1) == 4
+    assert turns([0.5], apart=True) == [0]
 
 
 def test_no_budget_is_forgotten_for_the_one_that_errs_most() -> None:

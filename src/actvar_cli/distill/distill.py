@@ -28,7 +28,7 @@ from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
-from actvar_cli.distill.training import Sequences, budget_weight, place_delta, taught, training, with_delta
+from actvar_cli.distill.training import Sequences, budget_weight, place_delta, taught, training, turns, with_delta
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.device import keep_memory
@@ -173,7 +173,7 @@ def run_stage(
     progress: Progress,
     before: Optimiser | None = None,
 ) -> Optimiser:
-    """Train ``student`` in place, at each of ``aims`` in turn; excess is punished.
+    """Train ``student`` in place, at ``aims`` in the order of `turns`; excess is punished.
 
     ``steps`` are this stage's of all that follow one schedule, up to `Stages.learning`; ``before`` is what the stage
     before returned.
@@ -184,6 +184,7 @@ def run_stage(
     learned = student.config.guidance
     if student.config.delta:
         place_delta(student, [aim.threshold for aim in aims])
+    order = turns([aim.budget for aim in aims], student.config.delta is not None)
     with (
         training(student, LEARNS[settings.learns]) as parameters,
         progress.task(f"distilling {name}", len(steps)) as task,
@@ -212,7 +213,7 @@ def run_stage(
                 sequences.renew(seed + number // CHECKPOINT_EVERY)
             parts = sequences.batch(seed + number)
             labels, tokens = torch.cat([part.labels for part in parts]), torch.cat([part.tokens for part in parts])
-            budget, threshold = aims[step % len(aims)]
+            budget, threshold = aims[order[step % len(order)]]
             context = student.transformer.teacher_forced(threshold, temperature=temperature)
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []

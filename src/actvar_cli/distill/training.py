@@ -26,6 +26,10 @@ OWN_BATCHES = 2
 """How many batches' worth of sequences the student draws at a time."""
 
 
+SELDOM = 4
+"""How many rounds of the other budgets there are to one step at the highest, where weights can move apart."""
+
+
 @contextmanager
 def training(model: ActVAR, parts: tuple[str, ...]) -> Iterator[dict[str, nn.Parameter]]:
     """Only the transformer's parameters with one of ``parts`` in their names take gradients inside; none afterwards.
@@ -102,6 +106,17 @@ class Sequences:
         """One batch: the teacher's, and the student's own if there are any."""
         parts = [batch_of(self.samples, self.size - self.own, seed)]
         return parts if self.drawn is None else [*parts, batch_of(self.drawn, self.own, seed)]
+
+
+def turns(budgets: Sequence[float], apart: bool) -> list[int]:
+    """The numbers of ``budgets`` in the order in which steps are taken at them, over and over: one after the other.
+
+    Where each can have weights ``apart`` from the others', the highest one has next to nothing to learn, and no use for
+    what the others learn: it comes once in `SELDOM` rounds.
+    """
+    every = list(range(len(budgets)))
+    highest = max(every, key=lambda number: budgets[number])
+    return [n for n in every if n != highest] * SELDOM + [highest] if apart else every
 
 
 def budget_weight(budget: float, history: Sequence[Mapping[str, Any]], stage: str, budgets: int) -> float:
