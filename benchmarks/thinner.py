@@ -143,6 +143,7 @@ def thinner_student(teacher: ActVAR, settings: DistillSettings, seed: int = 0) -
             steps=settings.stages.learning,
             precision=settings.precision,
             device=teacher.device,
+            kind=settings.optimiser,
         )
         for step in range(settings.stages.learning):
             batch, theirs, ours = batch_of(samples, settings.batch, seed + step), [], []

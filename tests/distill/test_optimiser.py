@@ -11,8 +11,8 @@ from actvar_cli.distill.optimiser import SIZE, Optimiser, orthogonal
 MATRIX, OTHER = "blocks.0.ffn.fc1.weight", "blocks.0.router.fc1.weight"
 
 
-def optimiser(parameters: dict[str, nn.Parameter], lr: float = 0.1, steps: int = 4) -> Optimiser:
-    return Optimiser(parameters, lr=lr, steps=steps, precision="no", device=torch.device("cpu"))
+def optimiser(parameters: dict[str, nn.Parameter], lr: float = 0.1, steps: int = 4, kind: str = "muon") -> Optimiser:
+    return Optimiser(parameters, lr=lr, steps=steps, precision="no", device=torch.device("cpu"), kind=kind)
 
 
 def ones(*names: str) -> dict[str, nn.Parameter]:
@@ -45,6 +45,12 @@ def test_steps_of_matrices_are_as_large_as_those_of_all_else(shape: tuple[int, i
     # AdamW's first step is the learning rate for each element, later ones about a fifth of it.
     assert rms[OTHER] == pytest.approx(0.5, rel=0.01)
     assert rms[MATRIX] == pytest.approx(0.5 * SIZE, rel=0.25)
+
+
+def test_without_muon_all_steps_are_those_of_adamw() -> None:
+    parameters = ones(MATRIX, OTHER)
+    optimiser(parameters, lr=0.5, steps=1, kind="adamw").step(total(parameters), 0)
+    assert all(p.detach().allclose(torch.full((2, 3), 0.5)) for p in parameters.values())
 
 
 def test_a_stage_goes_on_with_the_moments_of_the_one_before() -> None:

@@ -196,6 +196,7 @@ def run_stage(
             steps=settings.stages.learning,
             precision=settings.precision,
             device=student.device,
+            kind=settings.optimiser,
         )
         if before:
             optimiser.adopt(before.moments())

@@ -1,4 +1,4 @@
-"""How a step is taken: Muon for the matrices of attention and FFNs, AdamW for all else.
+"""How a step is taken: by AdamW, or the matrices of attention and FFNs by Muon.
 
 Source: Muon (Jordan et al. 2024); steps as large as AdamW's, for which one learning rate does, arXiv 2502.16982.
 `torch.optim.Muon` computes in bfloat16, for which CPUs without it take forty times as long.
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimiser:
-    """`Muon` for the `MATRICES` among ``parameters`` and AdamW for all others, for ``steps`` steps.
+    """AdamW over ``parameters`` for ``steps`` steps; ``kind`` "muon" takes those of the `MATRICES` by `Muon`.
 
     ``precision`` is that of `DistillSettings`; what gives the loss is computed inside ``autocast``. ``share`` is the
     learning rate of the parameter of a name, by ``lr``.
@@ -78,6 +78,7 @@ class Optimiser:
         steps: int,
         precision: str,
         device: torch.device,
+        kind: str = "adamw",
         share: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         mixed = precision == "bf16" or (precision == "auto" and fast_bf16(device))
@@ -91,8 +92,8 @@ class Optimiser:
                 for rate, same in groupby(sorted(names, key=share), key=share)
             ]
 
-        matrices = [name for name in parameters if name.endswith(MATRICES)]
-        others = [name for name in parameters if not name.endswith(MATRICES)]
+        matrices = [name for name in parameters if kind == "muon" and name.endswith(MATRICES)]
+        others = [name for name in parameters if name not in matrices]
         self.parts: list[torch.optim.Optimizer] = []
         if others:
             self.parts.append(torch.optim.AdamW(groups(others), lr=lr, betas=(0.9, 0.98), weight_decay=0.0))

@@ -100,6 +100,10 @@ class DistillSettings(Frozen):
         float,
         Field(ge=0, description="the learning rate of attention, AdaLN and guidance as a share of lr, if these learn"),
     ] = 0.25
+    optimiser: Annotated[
+        Literal["adamw", "muon"],
+        Field(description="what the matrices of attention and FFNs learn by; all else learns by adamw"),
+    ] = "adamw"
     learns: Annotated[
         Literal["experts", "blocks", "delta"],
         Field(
