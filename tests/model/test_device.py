@@ -3,8 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from actvar_cli.model import device
 
 FREED = """
 import torch
@@ -35,3 +39,24 @@ def test_freed_memory_is_kept_until_it_is_returned_unless_the_environment_says_h
     kept, left = map(int, done.stdout.split())
     assert (kept > 150) == keeps
     assert left < 50
+
+
+@pytest.mark.parametrize(
+    ("capability", "about", "fast"),
+    [
+        ("AVX512", "GenuineIntel avx512_bf16 amx_bf16 amx_tile", True),
+        ("AVX512", "GenuineIntel avx512_bf16", False),
+        ("AVX512", "AuthenticAMD avx512_bf16", True),
+        ("AVX512", "AuthenticAMD avx512f", False),
+        ("AVX2", "GenuineIntel avx512_bf16 amx_bf16", False),
+        ("AVX512", None, False),
+    ],
+)
+def test_bfloat16_is_fast_only_on_cpus_that_compute_it_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: str, about: str | None, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(device, "CPU_INFO", tmp_path / "cpuinfo")
+    if about:
+        (tmp_path / "cpuinfo").write_text(about)
+    assert device.fast_bf16(torch.device("cpu")) == fast
