@@ -1,4 +1,4 @@
-"""Distilling a student whose weights move with the threshold."""
+"""Distilling a student whose weights move with the threshold, and whose matrices learn by Muon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.distill.test_distill import kl_to_teacher, settings
 
 
 def delta_settings(steps: int = 12) -> DistillSettings:
-    return settings(steps).model_copy(update={"learns": "delta", "also": (0.6,)})
+    return settings(steps).model_copy(update={"learns": "delta", "also": (0.6,), "optimiser": "muon"})
 
 
 @pytest.fixture(scope="module")
