@@ -120,6 +120,14 @@ def reconstruction() -> str:
     return markdown(("", "left out", *(f"block {block}" for block in blocks)), rows) + "\n\n" + note
 
 
+def gates() -> str:
+    """What the token gates of the shipped student are worth."""
+    r = read("gates.json")
+    rows = [(f"{c['budget']:g}", c["gates"], f"{c['cost']:.3f}", f"{c['kl']:.3f}") for c in r["cells"]]
+    note = f"`{r['model']}`, {r['images']} samples; torch {r['torch']}."
+    return markdown(("budget", "gates", "cost", "KL to dense"), rows) + "\n\n" + note
+
+
 def draw_compared(file: str, picture: Path) -> None:
     """Cost against KL to the dense model, a line for each variant."""
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from quality_tables import compared, demo_quality, draw_compared, reconstruction, student
+from quality_tables import compared, demo_quality, draw_compared, gates, reconstruction, student
 from tables import RESULTS, ROOT, markdown, read
 
 
@@ -249,6 +249,7 @@ def main() -> None:
     fill(results, "quality", demo_quality())
     fill(results, "guidance", guidance())
     fill(results, "shipped", student("shipped.json", full=True))
+    fill(results, "gates", gates())
     fill(results, "compared", compared("quality.json"))
     fill(results, "half", compared("quality_half.json"))
     fill(results, "low", compared("quality_low.json"))
