@@ -120,11 +120,12 @@ def test_a_student_can_learn_from_its_own_sequences(converted: ActVAR) -> None:
     assert all(tuple(row) in own for row in other.tokens.tolist())
 
 
-def test_the_highest_budget_comes_seldom_where_weights_can_move_apart() -> None:
-    assert turns([0.5, 0.4, 0.3], apart=False) == [0, 1, 2]
-    order = turns([0.4, 0.5, 0.3], apart=True)
+def test_a_budget_at_which_next_to_nothing_is_left_out_comes_seldom() -> None:
+    order = turns([0.4, 0.5, 0.3], most=0.51)
     assert order[:4] == [0, 2, 0, 2] and order.count(0) == order.count(2) == 4 * order.count(1) == 4
-    assert turns([0.5], apart=True) == [0]
+    for most in (math.inf, 0.6):
+        assert turns([0.5, 0.4, 0.3], most)[:6] == [0, 1, 2, 0, 1, 2]
+    assert turns([0.5], most=0.51) == [0]
 
 
 def test_no_budget_is_forgotten_for_the_one_that_errs_most() -> None:

@@ -6,6 +6,7 @@ Source: ActVAR (arXiv 2511.12893) for the two stages; losses and schedules are o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -182,9 +183,12 @@ def run_stage(
     cost_model = CostModel(student.config, student.device)
     weights, guidance = scale_weights(student.config.tokenizer.patch_nums, student.device), guidance_of(student)
     learned = student.config.guidance
+    most = math.inf
     if student.config.delta:
         place_delta(student, [aim.threshold for aim in aims])
-    order = turns([aim.budget for aim in aims], student.config.delta is not None)
+        # Weights that budgets share are taught at each of them alike, so that none is forgotten.
+        most = cost_model.most()
+    order = turns([aim.budget for aim in aims], most)
     with (
         training(student, LEARNS[settings.learns]) as parameters,
         progress.task(f"distilling {name}", len(steps)) as task,

@@ -25,9 +25,8 @@ RECENT = 10
 OWN_BATCHES = 2
 """How many batches' worth of sequences the student draws at a time."""
 
-
-SELDOM = 4
-"""How many rounds of the other budgets there are to one step at the highest, where weights can move apart."""
+NEARLY, SELDOM = 0.95, 4
+"""From which share of all work on next to nothing is left out, and how many rounds of others a step there waits for."""
 
 
 @contextmanager
@@ -108,15 +107,14 @@ class Sequences:
         return parts if self.drawn is None else [*parts, batch_of(self.drawn, self.own, seed)]
 
 
-def turns(budgets: Sequence[float], apart: bool) -> list[int]:
+def turns(budgets: Sequence[float], most: float) -> list[int]:
     """The numbers of ``budgets`` in the order in which steps are taken at them, over and over: one after the other.
 
-    Where each can have weights ``apart`` from the others', the highest one has next to nothing to learn, and no use for
-    what the others learn: it comes once in `SELDOM` rounds.
+    Where next to nothing is left out, of what costs ``most``, there is next to nothing to learn: such a budget comes
+    once in `SELDOM` rounds of the others.
     """
-    every = list(range(len(budgets)))
-    highest = max(every, key=lambda number: budgets[number])
-    return [n for n in every if n != highest] * SELDOM + [highest] if apart else every
+    idle = [number for number, budget in enumerate(budgets) if budget > NEARLY * most]
+    return [number for number in range(len(budgets)) if number not in idle] * SELDOM + idle
 
 
 def budget_weight(budget: float, history: Sequence[Mapping[str, Any]], stage: str, budgets: int) -> float:
