@@ -1,7 +1,7 @@
 """How a step is taken: by AdamW, or the matrices of attention and FFNs by Muon.
 
 Source: Muon (Jordan et al. 2024); steps as large as AdamW's, for which one learning rate does, arXiv 2502.16982.
-`torch.optim.Muon` computes in bfloat16, for which CPUs without it take forty times as long.
+`torch.optim.Muon` computes in bfloat16, for which CPUs without it take many times as long.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ def learning_rate(step: int, steps: int) -> float:
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """The matrix (m, n) of the same singular vectors whose singular values are all about 1 (between 0.7 and 1.2)."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonal(matrix.T).T
     a, b, c = QUINTIC
     x = matrix.bfloat16() if matrix.is_cuda else matrix
-    x = x.T if len(matrix) > len(matrix.T) else x
     x = x / x.norm().clamp_min(1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if len(matrix) > len(matrix.T) else x).to(matrix.dtype)
+    return x.to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -99,19 +100,19 @@ class Optimiser:
             self.parts.append(torch.optim.AdamW(groups(others), lr=lr, betas=(0.9, 0.98), weight_decay=0.0))
         if matrices:
             self.parts.append(Muon(groups(matrices), {"lr": lr}))
+        taken = {weight: part for part in self.parts for group in part.param_groups for weight in group["params"]}
+        self.states = {name: taken[parameter].state for name, parameter in parameters.items()}
+        """Where the part that takes a parameter's steps keeps what it needs to know of earlier ones."""
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """What is kept of the gradients so far, by the parameter's name and then its own; empty before the first."""
-        every = {parameter: state for part in self.parts for parameter, state in part.state.items()}
-        return {name: every[parameter] for name, parameter in self.parameters.items() if every.get(parameter)}
+        states = {name: self.states[name].get(parameter) for name, parameter in self.parameters.items()}
+        return {name: state for name, state in states.items() if state}
 
     def adopt(self, moments: Mapping[str, dict[str, Tensor]]) -> None:
         """Go on with what another optimiser kept of the gradients of parameters of the same names."""
-        for part in self.parts:
-            ours = {parameter for group in part.param_groups for parameter in group["params"]}
-            for name in self.parameters.keys() & moments.keys():
-                if (parameter := self.parameters[name]) in ours:
-                    part.state[parameter] = moments[name]
+        for name in self.parameters.keys() & moments.keys():
+            self.states[name][self.parameters[name]] = moments[name]
 
     def step(self, loss: Tensor, number: int) -> Tensor:
         """Take step ``number``, counted from 0, down the gradient of ``loss``; returns the gradient's norm."""
