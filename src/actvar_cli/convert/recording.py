@@ -181,22 +181,24 @@ def draw_samples(
     """Sample ``count`` images with classes in turn. ``recorder`` watches."""
     labels = balanced_labels(count, model.config.transformer.num_classes)
     tokens: list[Tensor] = []
-    kept: list[Tensor] = []
+    # In one piece: parts that are joined in the end are there twice for a moment.
+    length, vocabulary = model.config.tokenizer.num_tokens, model.config.tokenizer.vocab_size
+    kept = torch.empty(count if keep_logits else 0, length, vocabulary, dtype=torch.float16, device=model.device)
     with (
         progress.task("sampling the teacher", count) as task,
         returning_memory(model),
         recorder.watching() if recorder else ExitStack(),
     ):
-        for i, part in enumerate(labels.split(sampling_batch(model))):
+        for i, part in enumerate(labels.split(size := sampling_batch(model))):
             if recorder:
                 recorder.begin(len(part))
             logits: list[Tensor] | None = [] if keep_logits else None
             tokens.append(model.sample_tokens(part, seed=seed + i, settings=settings, logits=logits))
             if logits:
-                kept.append(torch.cat([scale.half() for scale in logits], dim=1))
+                kept[i * size : (i + 1) * size] = torch.cat(logits, dim=1)
             return_memory()
             task.advance(len(part))
-    return TeacherSamples(labels.to(model.device), torch.cat(tokens), torch.cat(kept) if kept else None)
+    return TeacherSamples(labels.to(model.device), torch.cat(tokens), kept if keep_logits else None)
 
 
 @torch.no_grad()

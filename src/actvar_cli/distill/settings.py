@@ -8,7 +8,7 @@ from pydantic import Field
 
 from actvar_cli.model.config import Frozen, GateKind, ModelConfig, ReconstructionKind, SkippedPart
 
-LOGIT_BYTES = 2**31
+LOGIT_BYTES = 3 * 2**30
 """Room for the teacher's logits on all samples, on a CPU."""
 
 
