@@ -9,7 +9,14 @@ import torch
 
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.distill.settings import TokensStage
-from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, saving, weigh_gates
+from actvar_cli.distill.token_stage import (
+    Trial,
+    add_token_gates,
+    drop_idle_gates,
+    fit_token_gates,
+    saving,
+    weigh_gates,
+)
 from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
@@ -50,11 +57,39 @@ def test_where_every_gate_keeps_all_none_is_left() -> None:
     assert not any("token_gate" in key or "reconstruction" in key for key in fewer.state_dict())
 
 
-def test_gates_are_shifted_to_where_the_divergence_is_least() -> None:
+def test_all_gates_are_shifted_to_where_the_student_diverges_least() -> None:
     model = lazy_and_busy()
     biases = [block.token_gate.fc2.bias.detach() for block in model.transformer.stack]
-    assert weigh_gates(model, lambda: abs(float(biases[0]) - 50.5)) == 0.5
+    # By a token's own score there is one shift for all budgets: the best on the whole.
+    trials = [Trial(0.0, 0.0), Trial(1.0, 0.0)]
+    wanted = [50.3, 50.9]
+    found = weigh_gates(
+        model, lambda: [t._replace(divergence=abs(float(biases[0]) - w)) for t, w in zip(trials, wanted, strict=True)]
+    )
+    assert found == [0.5, 0.5]
     assert [float(bias) for bias in biases] == [50.5, -49.5]
+
+
+@pytest.mark.parametrize("best", [(2.0, 0.5), (1.0, 1.0), (-1.0, 2.0)])
+def test_a_grid_skips_at_each_budget_what_is_best_there(best: tuple[float, float]) -> None:
+    student, _ = fitted(tiny_model(experts=True), "neighbours")
+    gates = [block.token_gate for block in student.transformer.stack]
+    offsets = torch.tensor(student.config.scale_offsets)[:, None]
+    for gate in gates:
+        gate.scores.data.copy_(torch.linspace(-4, 4, gate.scores.numel()).view_as(gate.scores) - offsets)
+    before = [gate.scores + offsets for gate in gates]
+    thresholds = (-1.0, 1.0)
+
+    def trials() -> list[Trial]:
+        shift = float((gates[0].scores + offsets - before[0]).mean())
+        return [Trial(t, abs(shift - b)) for t, b in zip(thresholds, best, strict=True)]
+
+    found = weigh_gates(student, trials)
+    # Gates cannot skip less at a higher threshold: then there is one shift, and of those that are as good the largest.
+    assert found == ([2.0, 2.0] if best == (-1.0, 2.0) else list(best))
+    for gate, scores in zip(gates, before, strict=True):
+        for shift, threshold in zip(found, thresholds, strict=True):
+            assert torch.equal(gate.scores + offsets > threshold, scores + shift > threshold)
 
 
 def test_skipping_attention_alone_saves_less_than_skipping_the_block() -> None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, 
 from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.token_stage import add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
+from actvar_cli.distill.token_stage import Trial, add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
 from actvar_cli.distill.training import Sequences, budget_weight, place_delta, taught, training, turns, with_delta
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import GuidanceConfig
@@ -145,17 +144,18 @@ def guidance_of(student: ActVAR) -> Tensor:
 
 
 @torch.no_grad()
-def divergence(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Sequence[float]) -> float:
-    """Mean over ``budgets`` of the log of the divergence on ``samples``, of which the teacher says ``target``."""
+def trials(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Sequence[float]) -> list[Trial]:
+    """How far the student diverges at each of ``budgets`` on ``samples``, of which the teacher says ``target``."""
     weights, guidance = scale_weights(student.config.tokenizer.patch_nums, student.device), guidance_of(student)
     found = []
     for budget in budgets:
-        context = student.transformer.teacher_forced(threshold_for(student, samples, budget))
+        threshold = threshold_for(student, samples, budget)
+        context = student.transformer.teacher_forced(threshold)
         logits = student.transformer(*rows_of(student, samples.labels, samples.tokens), context)
         if not student.config.guidance:
             logits = guide(logits, guidance)
-        found.append(float(kl_divergence(logits, target, weights).log()))
-    return mean(found)
+        found.append(Trial(threshold, float(kl_divergence(logits, target, weights).log())))
+    return found
 
 
 def run_stage(
@@ -341,7 +341,7 @@ def distill(
             )
             few = samples[torch.arange(min(WEIGHED, len(samples)))]
             target = taught(teacher, few, guidance_of(student))
-            weigh_gates(student, partial(divergence, student, few, target, budgets))
+            weigh_gates(student, partial(trials, student, few, target, budgets))
             # At the lowest budget gates skip most: what is idle there is idle everywhere.
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
             aims = aimed(budgets)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -197,25 +200,52 @@ def _fit_gate(gate: TokenGate | StaticGate, seen: LeftOut, error: Tensor, genera
         fit_perceptron(gate, seen.h[once], error[once], generator)
 
 
-@torch.no_grad()
-def weigh_gates(student: ActVAR, divergence: Callable[[], float]) -> float:
-    """Shift the scores of all gates by the one of `SHIFTS` under which ``divergence``, at equal cost, is least.
+class Trial(NamedTuple):
+    """At which threshold a budget is met, and the log of the divergence there."""
 
-    How much a skipped token harms, beside an expert left out, depends on what the experts have learned by then. Returns
-    the shift.
+    threshold: float
+    divergence: float
+
+
+@torch.no_grad()
+def weigh_gates(student: ActVAR, trials: Callable[[], list[Trial]]) -> list[float]:
+    """Shift the scores of all gates by those of `SHIFTS` under which ``trials``, one for each budget, diverge least.
+
+    How much a skipped token harms, beside an expert left out, depends on how much is left out, and on what the experts
+    have learned by then. Where each gate's scores are few numbers, those near a budget's threshold are shifted by what
+    is best at that budget, between two thresholds by something between; else all by what is best for all. Returns the
+    shift at each budget.
     """
     gates = [block.token_gate for block in student.transformer.stack]
-    found: dict[float, float] = {}
+    found: dict[float, list[Trial]] = {}
     before = 0.0
     for shift in SHIFTS:
         for gate in gates:
             gate.shift(shift - before)
         before = shift
-        found[shift] = divergence()
-    best = min(found, key=lambda shift: found[shift])
+        found[shift] = trials()
+    # Of those that are as good, the one that skips least.
+    common = min(reversed(SHIFTS), key=lambda shift: sum(trial.divergence for trial in found[shift]))
+    each = [
+        min(reversed(SHIFTS), key=lambda shift: round(found[shift][budget].divergence, 2))
+        for budget in range(len(found[common]))
+    ]
+    # A gate's own score at which it begins to skip, and how much is added to it there.
+    knots = sorted((found[shift][budget].threshold, shift) for budget, shift in enumerate(each))
+    cuts, shifts = [threshold - shift for threshold, shift in knots], [shift for _, shift in knots]
+    rising = all(low < high for low, high in pairwise(cuts))
+    few = [gate for gate in gates if isinstance(gate, StaticGate) and gate.few]
     for gate in gates:
-        gate.shift(best - before)
-    return best
+        gate.shift(-before)
+    if not rising or len(few) < len(gates):
+        for gate in gates:
+            gate.shift(common)
+        return [common] * len(each)
+    offsets = torch.tensor(student.config.scale_offsets, device=student.device)
+    for gate in few:
+        own = (gate.scores.detach().T + offsets).T
+        gate.shift(torch.from_numpy(np.interp(own.cpu(), cuts, shifts)).to(own))
+    return each
 
 
 @torch.no_grad()

@@ -46,6 +46,9 @@ class StaticGate(Decider):
     alike = True
     """Whether it decides the same in all rows."""
 
+    few = True
+    """Whether its ``scores`` are all that it decides by."""
+
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(shape))
@@ -54,13 +57,15 @@ class StaticGate(Decider):
         """Scores (R, l) for ``x`` (R, l, C) at one scale, or at those (l,) of each token."""
         return self.scores[scale[0]].expand(x.shape[:-1])
 
-    def shift(self, by: float) -> None:
-        """Add ``by`` to all scores."""
+    def shift(self, by: float | Tensor) -> None:
+        """Add ``by`` to all scores, or to each its own, in their shape."""
         self.scores.data.add_(by)
 
 
 class PositionGate(StaticGate):
     """A token is left out for where it is: a sparser and sparser grid is computed, whatever is in the picture."""
+
+    few = False
 
     def __init__(self, patch_nums: Sequence[int]) -> None:
         super().__init__(len(patch_nums))
@@ -106,7 +111,7 @@ def grid_step(side: int, device: torch.device) -> Tensor:
 class DeviationGate(StaticGate):
     """A token is left out for how little it differs from the mean of its scale: FastVAR's choice (arXiv 2503.23367)."""
 
-    alike = False
+    alike = few = False
 
     def __init__(self, patch_nums: Sequence[int]) -> None:
         super().__init__(len(patch_nums))
