@@ -70,11 +70,14 @@ def test_all_gates_are_shifted_to_where_the_student_diverges_least() -> None:
     assert [float(bias) for bias in biases] == [50.5, -49.5]
 
 
+@pytest.mark.parametrize("kind", ["grid", "static"])
 @pytest.mark.parametrize("best", [(2.0, 0.5), (1.0, 1.0), (-1.0, 2.0)])
-def test_a_grid_skips_at_each_budget_what_is_best_there(best: tuple[float, float]) -> None:
-    student, _ = fitted(tiny_model(experts=True), "neighbours")
+def test_a_gate_of_few_scores_skips_at_each_budget_what_is_best_there(
+    best: tuple[float, float], kind: GateKind
+) -> None:
+    student, _ = fitted(tiny_model(experts=True), "neighbours", kind)
     gates = [block.token_gate for block in student.transformer.stack]
-    offsets = torch.tensor(student.config.scale_offsets)[:, None]
+    offsets = torch.tensor(student.config.scale_offsets).view(-1, *[1] * (gates[0].scores.ndim - 1))
     for gate in gates:
         gate.scores.data.copy_(torch.linspace(-4, 4, gate.scores.numel()).view_as(gate.scores) - offsets)
     before = [gate.scores + offsets for gate in gates]

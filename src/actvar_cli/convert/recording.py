@@ -168,6 +168,15 @@ def _keep_input(seen: list[Tensor]) -> Any:
     return before
 
 
+def room_for_logits(model: ActVAR, count: int) -> Tensor:
+    """Room for `TeacherSamples.logits` of ``count`` images, in one piece.
+
+    Parts that are joined in the end are there twice for a moment.
+    """
+    size = count, model.config.tokenizer.num_tokens, model.config.tokenizer.vocab_size
+    return torch.empty(size, dtype=torch.float16, device=model.device)
+
+
 def draw_samples(
     model: ActVAR,
     count: int,
@@ -181,9 +190,7 @@ def draw_samples(
     """Sample ``count`` images with classes in turn. ``recorder`` watches."""
     labels = balanced_labels(count, model.config.transformer.num_classes)
     tokens: list[Tensor] = []
-    # In one piece: parts that are joined in the end are there twice for a moment.
-    length, vocabulary = model.config.tokenizer.num_tokens, model.config.tokenizer.vocab_size
-    kept = torch.empty(count if keep_logits else 0, length, vocabulary, dtype=torch.float16, device=model.device)
+    kept = room_for_logits(model, count if keep_logits else 0)
     with (
         progress.task("sampling the teacher", count) as task,
         returning_memory(model),

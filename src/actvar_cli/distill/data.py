@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from actvar_cli.convert.recording import TeacherSamples, draw_samples, sampling_batch
+from actvar_cli.convert.recording import TeacherSamples, draw_samples, room_for_logits, sampling_batch
 from actvar_cli.distill.settings import LOGIT_BYTES, DistillSettings
 from actvar_cli.distill.training import taught
 from actvar_cli.errors import InputError
@@ -119,9 +119,10 @@ def encoded_pictures(teacher: ActVAR, folder: str, count: int, *, seed: int, pro
 
 def with_logits(samples: TeacherSamples, teacher: ActVAR, guidance: Tensor) -> TeacherSamples:
     """``samples`` with what the ``teacher`` says of them after ``guidance``, in half precision."""
-    parts = torch.arange(len(samples)).split(sampling_batch(teacher))
-    logits = [taught(teacher, samples[part], guidance).half() for part in parts]
-    return TeacherSamples(samples.labels, samples.tokens, torch.cat(logits))
+    logits = room_for_logits(teacher, len(samples))
+    for part in torch.arange(len(samples)).split(sampling_batch(teacher)):
+        logits[part] = taught(teacher, samples[part], guidance).half()
+    return TeacherSamples(samples.labels, samples.tokens, logits)
 
 
 def logit_room(device: torch.device) -> int:

@@ -218,12 +218,12 @@ def weigh_gates(student: ActVAR, trials: Callable[[], list[Trial]]) -> list[floa
     """
     gates = [block.token_gate for block in student.transformer.stack]
     found: dict[float, list[Trial]] = {}
-    before = 0.0
     for shift in SHIFTS:
         for gate in gates:
-            gate.shift(shift - before)
-        before = shift
+            gate.shift(shift)
         found[shift] = trials()
+        for gate in gates:
+            gate.shift(-shift)
     # Of those that are as good, the one that skips least.
     common = min(reversed(SHIFTS), key=lambda shift: sum(trial.divergence for trial in found[shift]))
     each = [
@@ -235,16 +235,14 @@ def weigh_gates(student: ActVAR, trials: Callable[[], list[Trial]]) -> list[floa
     cuts, shifts = [threshold - shift for threshold, shift in knots], [shift for _, shift in knots]
     rising = all(low < high for low, high in pairwise(cuts))
     few = [gate for gate in gates if isinstance(gate, StaticGate) and gate.few]
-    for gate in gates:
-        gate.shift(-before)
     if not rising or len(few) < len(gates):
         for gate in gates:
             gate.shift(common)
         return [common] * len(each)
     offsets = torch.tensor(student.config.scale_offsets, device=student.device)
     for gate in few:
-        own = (gate.scores.detach().T + offsets).T
-        gate.shift(torch.from_numpy(np.interp(own.cpu(), cuts, shifts)).to(own))
+        own = gate.scores.detach().view(len(offsets), -1) + offsets[:, None]
+        gate.shift(torch.from_numpy(np.interp(own.cpu(), cuts, shifts)).to(own).view_as(gate.scores))
     return each
 
 
