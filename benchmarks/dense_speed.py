@@ -132,6 +132,11 @@ def equal_share(a: Tensor, b: Tensor) -> float:
     return float((a == b).double().mean())
 
 
+def pixel_difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference of images in [-1, 1], in levels of 255."""
+    return 127.5 * float((a.clamp(-1, 1) - b.float().clamp(-1, 1)).abs().max())
+
+
 def milliseconds(seconds: list[float], batch: int) -> float:
     """The median, per image."""
     return 1e3 * median(seconds) / batch
@@ -163,6 +168,9 @@ def compare(
         "equal_tokens": equal_share(mine, theirs),
         "equal_tokens_ours_float32": equal_share(mine, exact),
         "equal_tokens_published_float32": equal_share(theirs, exact),
+        "largest_pixel_difference": pixel_difference(
+            ours.tokenizer.decode_latent(latent), published.decode(latent, target)
+        ),
     }
     for what, pair in ways.items():
         label = f"{what}, batch {batch}, {dtype}"

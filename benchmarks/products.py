@@ -1,8 +1,8 @@
-"""How long an expert's first product takes by its number of rows, and what a number costs that was not there before.
+"""How long products take on a CPU: an expert's first by its number of rows, and small ones by oneDNN and by a BLAS.
 
     OMP_NUM_THREADS=2 python benchmarks/products.py
 
-What `lacking` in model/products.py and the pieces in model/dispatch.py go by. Medians; writes
+What `lacking` and `BY_BLAS` in model/products.py and the pieces in model/dispatch.py go by. Medians; writes
 benchmarks/results/products.json.
 """
 
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from actvar_cli.model.device import device_name, keep_memory
@@ -26,6 +27,10 @@ WIDTH, NEURONS = 1024, 512
 ROWS = (64, 128, 256, 448, 512, 768, 1008, 1088, 2048, 4096)
 WEIGHTS, REPEATS, UNSEEN = 4, 7, 31
 
+SMALL = ((192, 24), (192, 192), (192, 576), (768, 192), (384, 384), (512, 512), (1024, 1024))
+"""What is read and written by small products, of which the first five have no more than `BY_BLAS` weights."""
+FEW, TIMES = (2, 8, 32, 128, 512), 60
+
 
 def seconds(x: Tensor, weight: Tensor, bias: Tensor) -> float:
     """Of one product with GELU; ``x`` (1, n, C), which is not filled up."""
@@ -34,9 +39,26 @@ def seconds(x: Tensor, weight: Tensor, bias: Tensor) -> float:
     return time.perf_counter() - began
 
 
+def by_both(width: int, outputs: int, rows: int) -> list[float]:
+    """Microseconds of one product in float32, by oneDNN and by a BLAS: medians, both in turn."""
+    x, weight, bias = torch.randn(rows, width), torch.randn(outputs, width), torch.randn(outputs)
+    taken: list[list[float]] = [[], []]
+    for _ in range(TIMES):
+        for times, way in zip(taken, (one_dnn, F.linear), strict=True):
+            began = time.perf_counter()
+            way(x, weight, bias)
+            times.append(time.perf_counter() - began)
+    return [1e6 * statistics.median(times) for times in taken]
+
+
+def one_dnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The product by oneDNN, as `linear` calls it."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
 @torch.inference_mode()
 def main() -> None:
-    """Measure both types and write the result."""
+    """Measure all of it and write the result."""
     keep_memory(torch.device("cpu"))
     torch.manual_seed(0)
     found = {}
@@ -60,6 +82,8 @@ def main() -> None:
             "unseen_ms": 1e3 * statistics.median(first),
         }
         print(name, found[name])
+    small = {f"{width} to {outputs}": {rows: by_both(width, outputs, rows) for rows in FEW} for width, outputs in SMALL}
+    print(small)
     result = {
         "width": WIDTH,
         "neurons": NEURONS,
@@ -67,6 +91,7 @@ def main() -> None:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "dtypes": found,
+        "small_onednn_and_blas": small,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -188,6 +188,39 @@ def products() -> str:
     return markdown(("", *numbers, "first time"), rows) + "\n\n" + note
 
 
+def small_products() -> str:
+    """What small products take by oneDNN and by a BLAS."""
+    r = read("products.json")
+    found = r["small_onednn_and_blas"]
+    rows = [(name, *(f"{one:.0f}, {blas:.0f}" for one, blas in by.values())) for name, by in found.items()]
+    note = (
+        f"Microseconds of a product in float32 by its number of rows, oneDNN and BLAS; medians; {r['device']}, "
+        f"{r['cpu_capability']}, torch {r['torch']}."
+    )
+    return markdown(("", *next(iter(found.values()))), rows) + "\n\n" + note
+
+
+def convolutions() -> str:
+    """What the decoder's convolutions take by torch and with fewer multiplications."""
+    r = read("convolutions.json")
+    rows = [
+        (
+            f"{c['channels']} to {c['outputs']}",
+            f"{c['images']} of {c['side']} x {c['side']}",
+            *(f"{c[key]:.1f} ms" for key in ("torch_ms", "fewer_ms")),
+            f"{c['torch_ms'] / c['fewer_ms']:.2f}",
+            f"{c['largest_difference']:.0e}",
+        )
+        for c in r["cells"]
+    ]
+    note = (
+        f"Medians of {r['repeats']}; difference: the largest, relative to the largest result; {r['device']}, "
+        f"{r['cpu_capability']}, torch {r['torch']}."
+    )
+    header = ("channels", "maps", "torch", "fewer multiplications", "speed-up", "difference")
+    return markdown(header, rows) + "\n\n" + note
+
+
 def seconds(ms: float) -> str:
     """Milliseconds in the unit that reads best."""
     return f"{ms / 1e3:.2f} s" if ms >= 100 else f"{ms:.1f} ms"
@@ -201,11 +234,13 @@ def dense_speed(*files: str) -> str:
             *(seconds(run["image"][f"{who}_ms"]) for who in ("published", "ours")),
             *(f"{run[part]['speedup']:.2f}" for part in ("image", "transformer", "decoding")),
             f"{100 * run['equal_tokens']:.2f} %",
+            # Not measured at first.
+            f"{run['largest_pixel_difference']:.2g}" if "largest_pixel_difference" in run else "",
         )
         for r in map(read, files)
         for run in r["runs"]
     ]
-    header = ("shape, batch, dtype", "published", "ours", "image", "transformer", "decoding", "equal tokens")
+    header = ("shape, batch, dtype", "published", "ours", "image", "transformer", "decoding", "equal tokens", "pixels")
     r = read(files[0])
     repeats = " and ".join(dict.fromkeys(str(read(file)["repeats"]) for file in files))
     note = f"Time per image, medians of {repeats}; {r['device']}, torch {r['torch']}."
@@ -265,6 +300,8 @@ def main() -> None:
     fill(results, "sparse-speed-cuda", sparse_speed("speed_cuda.json"))
     fill(results, "growth", growth("growth.json"))
     fill(results, "products", products())
+    fill(results, "small-products", small_products())
+    fill(results, "convolutions", convolutions())
     fill(results, "ways", ways("dispatch.json"))
     fill(results, "ways-bfloat16", ways("dispatch_bfloat16.json"))
     fill(results, "ways-avx2", ways("dispatch_avx2.json"))

@@ -45,7 +45,11 @@ def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(F, "linear", never)
     with torch.no_grad():
         layer(x, gelu=True)
+        Linear(512, 512)(torch.randn(1, 3, 512))
     with pytest.raises(AssertionError, match="the plain way"):
+        layer(x)
+    # A small matrix is multiplied before oneDNN has begun.
+    with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):
         layer(x)
     # Tokens that were picked are ever another number, for each of which oneDNN would have to prepare.
     with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):

@@ -188,7 +188,7 @@ def run_stage(
         place_delta(student, [aim.threshold for aim in aims])
         # Weights that budgets share are taught at each of them alike, so that none is forgotten.
         most = cost_model.most()
-    order = turns([aim.budget for aim in aims], most)
+    order = turns([aim.budget for aim in aims], most, len(steps))
     with (
         training(student, LEARNS[settings.learns]) as parameters,
         progress.task(f"distilling {name}", len(steps)) as task,

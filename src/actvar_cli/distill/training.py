@@ -28,6 +28,9 @@ OWN_BATCHES = 2
 NEARLY, SELDOM = 0.95, 4
 """From which share of all work on next to nothing is left out, and how many rounds of others a step there waits for."""
 
+LONG = 4500
+"""Of so many steps there are enough to take as many where next to nothing is left out as elsewhere."""
+
 
 @contextmanager
 def training(model: ActVAR, parts: tuple[str, ...]) -> Iterator[dict[str, nn.Parameter]]:
@@ -107,14 +110,15 @@ class Sequences:
         return parts if self.drawn is None else [*parts, batch_of(self.drawn, self.own, seed)]
 
 
-def turns(budgets: Sequence[float], most: float) -> list[int]:
-    """The numbers of ``budgets`` in the order in which steps are taken at them, over and over: one after the other.
+def turns(budgets: Sequence[float], most: float, steps: int) -> list[int]:
+    """The numbers of ``budgets`` in the order in which ``steps`` are taken at them, over and over: one after the other.
 
-    Where next to nothing is left out, of what costs ``most``, there is next to nothing to learn: such a budget comes
-    once in `SELDOM` rounds of the others.
+    Where next to nothing is left out, of what costs ``most``, there is less to learn: in a short training such a budget
+    comes once in `SELDOM` rounds of the others, in one of `LONG` steps in each.
     """
     idle = [number for number, budget in enumerate(budgets) if budget > NEARLY * most]
-    return [number for number in range(len(budgets)) if number not in idle] * SELDOM + idle
+    rounds = min(SELDOM, max(1, LONG // max(1, steps)))
+    return [number for number in range(len(budgets)) if number not in idle] * rounds + idle
 
 
 def budget_weight(budget: float, history: Sequence[Mapping[str, Any]], stage: str, budgets: int) -> float:

@@ -20,17 +20,23 @@ DTYPES = (
 """What oneDNN multiplies on this CPU; without bfloat16, as on x86 without AVX-512, torch's own product does that."""
 
 
+BY_BLAS = 200_000
+"""Up to how many float32 weights a BLAS takes less: oneDNN, once it is called, takes as long as hundreds of thousands
+of multiplications, and orders the weights anew."""
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """``x`` (…, C) times ``weight`` (D, C) transposed, plus ``bias`` (D,), then GELU (tanh) with ``gelu``: (…, D).
 
-    Without gradients on a CPU it is done by oneDNN; torch's own choice there, a BLAS, takes up to twice as long for the
-    few rows of an early scale. A matrix (N, C) is of tokens that were picked, and is filled up, see `lacking`.
+    Without gradients on a CPU large weights are multiplied by oneDNN; torch's own choice there, a BLAS, takes up to
+    twice as long for the few rows of an early scale. A matrix (N, C) is of tokens that were picked, and is filled up,
+    see `lacking`.
     """
     if gelu and bias is not None and x.is_cuda and preferred(x):
         # Both in one by cuBLASLt.
         rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
         return rows.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
-    if not _by_onednn(x, weight):
+    if not _by_onednn(x, weight, gelu):
         y = F.linear(x, weight, bias)
         return F.gelu(y, approximate="tanh") if gelu else y
     if x.dim() == 2 and (more := lacking(len(x), weight)):
@@ -41,12 +47,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     return torch.ops.aten.gelu_(y, approximate="tanh") if gelu else y  # type: ignore[no-any-return]
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+def _by_onednn(x: Tensor, weight: Tensor, gelu: bool) -> bool:
     return (
         ONEDNN
         and x.device.type == "cpu"
         and (x.dim() > 2 or _filled_up(weight))
         and x.dtype == weight.dtype in DTYPES
+        and (gelu or weight.dtype != torch.float32 or weight.numel() > BY_BLAS)
         # Of a slice of columns it is slower by orders of magnitude.
         and weight.is_contiguous()
         # It has no gradient, autocast does not know it, and what traces a model looks for torch's own operators.

@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from actvar_cli.model.config import TokenizerConfig
 from actvar_cli.model.quantizer import MultiScaleQuantizer
+from actvar_cli.model.winograd import Conv3x3
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
-
-
-def _conv3(c_in: int, c_out: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, kernel_size=3, padding=1)
 
 
 class ResBlock(nn.Module):
@@ -29,8 +26,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(c_in), _conv3(c_in, c_out)
-        self.norm2, self.conv2 = _norm(c_out), _conv3(c_out, c_out)
+        self.norm1, self.conv1 = _norm(c_in), Conv3x3(c_in, c_out)
+        self.norm2, self.conv2 = _norm(c_out), Conv3x3(c_out, c_out)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, kernel_size=1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +71,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _conv3(channels, channels)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Double height and width."""
@@ -122,7 +119,7 @@ class Encoder(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
-        self.conv_in = _conv3(config.in_channels, config.ch)
+        self.conv_in = Conv3x3(config.in_channels, config.ch)
         self.down = nn.ModuleList()
         width = config.ch
         for i, out in enumerate(widths):
@@ -134,7 +131,7 @@ class Encoder(nn.Module):
             width = out
         self.mid = Middle(width)
         self.norm_out = _norm(width)
-        self.conv_out = _conv3(width, config.z_channels)
+        self.conv_out = Conv3x3(width, config.z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch of images in [-1, 1]."""
@@ -151,7 +148,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         width = widths[-1]
-        self.conv_in = _conv3(config.z_channels, width)
+        self.conv_in = Conv3x3(config.z_channels, width)
         self.mid = Middle(width)
         levels: list[Level] = []
         for i in reversed(range(len(widths))):
@@ -162,7 +159,7 @@ class Decoder(nn.Module):
             width = widths[i]
         self.up = nn.ModuleList(levels)
         self.norm_out = _norm(width)
-        self.conv_out = _conv3(width, config.in_channels)
+        self.conv_out = Conv3x3(width, config.in_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode a batch of latents."""
@@ -181,8 +178,8 @@ class Tokenizer(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = MultiScaleQuantizer(config)
-        self.quant_conv = _conv3(config.z_channels, config.z_channels)
-        self.post_quant_conv = _conv3(config.z_channels, config.z_channels)
+        self.quant_conv = Conv3x3(config.z_channels, config.z_channels)
+        self.post_quant_conv = Conv3x3(config.z_channels, config.z_channels)
 
     def latent(self, images: Tensor) -> Tensor:
         """The continuous latent (B, z, side, side) of images (B, C, S, S) in [-1, 1]."""
