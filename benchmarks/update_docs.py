@@ -190,8 +190,8 @@ def products() -> str:
 
 def small_products() -> str:
     """What small products take by oneDNN and by a BLAS."""
-    r = read("products.json")
-    found = r["small_onednn_and_blas"]
+    r = read("products_small.json")
+    found = r["microseconds_onednn_and_blas"]
     rows = [(name, *(f"{one:.0f}, {blas:.0f}" for one, blas in by.values())) for name, by in found.items()]
     note = (
         f"Microseconds of a product in float32 by its number of rows, oneDNN and BLAS; medians; {r['device']}, "

@@ -72,13 +72,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     by_weight = _both_sides(WEIGHT) / 24**2
     by_input, by_output = _both_sides(INPUT), _both_sides(OUTPUT)
     products = (by_weight @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels, outputs)
-    made = torch.empty_like(x[:, :1].expand(-1, outputs, -1, -1), memory_format=torch.channels_last)
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    made = x.new_empty(len(x), height, width, outputs)
     rows, columns = height // TILE, width // TILE
     together = max(1, AT_ONCE // columns)
-    for image, out in zip(padded, made.permute(0, 2, 3, 1).unflatten(1, (rows, TILE)), strict=True):
+    for image, out in zip(x.permute(0, 2, 3, 1), made.unflatten(1, (rows, TILE)), strict=True):
+        padded = F.pad(image, (0, 0, 1, 1, 1, 1))
         for first in range(0, rows, together):
-            strip = image[TILE * first :]
+            strip = padded[TILE * first :]
             count = min(together, rows - first)
             down, right, _ = strip.stride()
             # The inputs of neighbours overlap.
@@ -89,7 +89,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             found = by_output @ torch.bmm(seen, products).flatten(1)
             placed = found.view(TILE, TILE, count, columns, outputs).permute(2, 0, 3, 1, 4)
             out[first : first + count].unflatten(2, (columns, TILE)).copy_(placed)
-    return made if bias is None else made.add_(bias[:, None, None])
+    if bias is not None:
+        made += bias
+    return made.permute(0, 3, 1, 2)
 
 
 def _both_sides(along: tuple[tuple[int, ...], ...]) -> Tensor:
