@@ -292,6 +292,7 @@ def main() -> None:
     draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
     fill(results, "profiles", profiles())
+    fill(results, "dense-speed-avx512", dense_speed("dense_speed_avx512.json"))
     fill(results, "dense-speed", dense_speed("dense_speed.json"))
     fill(results, "dense-speed-avx2", dense_speed("dense_speed_avx2.json"))
     fill(results, "dense-speed-cuda", dense_speed("dense_speed_cuda.json", "dense_speed_cuda_d30.json"))

@@ -28,7 +28,7 @@ WEIGHT = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24
 OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 """The paper's transforms along one side, for the points 0, 1, -1, 2, -2 and infinity."""
 
-CHANNELS, PIXELS = 128, 4096
+CHANNELS, PIXELS = 128, 1024
 """From how many channels on, and how many pixels of all images together, it is faster (docs/results.md)."""
 
 AT_ONCE = 64
