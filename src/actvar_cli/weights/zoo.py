@@ -82,7 +82,7 @@ KNOWN: dict[str, ZooEntry] = {
         ),
         ZooEntry(
             "var-fashion-actvar",
-            "var-fashion, compressed: --budget 0.3 to 0.5; ships with actvar",
+            "var-fashion, compressed: --budget 0.3 to 0.75; ships with actvar",
             "var-fashion-actvar.safetensors",
             "var-fashion-tokenizer.safetensors",
         ),
