@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tables import machine
+from torch import Tensor
 
-from actvar_cli.model.device import device_name, keep_memory
+from actvar_cli.model.device import keep_memory
 from actvar_cli.model.winograd import convolve
+from actvar_cli.profile.timing import in_turn
+from actvar_cli.progress import Progress
 
 RESULT = Path(__file__).parent / "results/convolutions.json"
 SHAPES = (
@@ -39,23 +43,25 @@ def main() -> None:
         x = torch.randn(images, channels, side, side).to(memory_format=torch.channels_last)
         weight = (torch.randn(outputs, channels, 3, 3) / (9 * channels) ** 0.5).to(memory_format=torch.channels_last)
         bias = torch.randn(outputs)
-        taken: list[list[float]] = [[], []]
-        for repeat in range(REPEATS + 1):
-            made = []
-            for times, way in zip(taken, (lambda *a: F.conv2d(*a, padding=1), convolve), strict=True):
-                began = time.perf_counter()
-                made.append(way(x, weight, bias))
-                if repeat:
-                    times.append(time.perf_counter() - began)
-        torch_ms, fewer_ms = (1e3 * statistics.median(times) for times in taken)
-        away = float((made[0] - made[1]).abs().max() / made[0].abs().max())
-        cell = {"channels": channels, "outputs": outputs, "side": side, "images": images}
-        found.append({**cell, "torch_ms": torch_ms, "fewer_ms": fewer_ms, "largest_difference": away})
+        ways: dict[str, Callable[[object], Tensor]] = {
+            "torch": lambda _, given=(x, weight, bias): F.conv2d(*given, padding=1),
+            "fewer": lambda _, given=(x, weight, bias): convolve(*given),
+        }
+        measured = in_turn(ways, repeats=REPEATS, device=x.device, progress=Progress())
+        expected, made = (way(0) for way in ways.values())
+        found.append(
+            {
+                "channels": channels,
+                "outputs": outputs,
+                "side": side,
+                "images": images,
+                **{f"{name}_ms": 1e3 * statistics.median(of.seconds) for name, of in measured.items()},
+                "largest_difference": float((expected - made).abs().max() / expected.abs().max()),
+            }
+        )
         print(found[-1], flush=True)
     result = {
-        "device": device_name(torch.device("cpu")),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
+        **machine(),
         "repeats": REPEATS,
         "cells": found,
     }

@@ -18,11 +18,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from tables import machine
 from torch import Tensor
 
 from actvar_cli.model import dispatch, products
 from actvar_cli.model.config import TransformerConfig
-from actvar_cli.model.device import device_name, keep_memory
+from actvar_cli.model.device import keep_memory
 from actvar_cli.model.experts import ExpertFFN
 from actvar_cli.model.precision import DTYPES
 from actvar_cli.profile.timing import in_turn
@@ -80,9 +81,7 @@ def main() -> None:
                 cells.append(measure(width, rows, density, args.repeats, DTYPES[args.dtype]))
                 print(width, rows, density, {name: round(ms, 2) for name, ms in cells[-1]["ms"].items()}, flush=True)
     result = {
-        "device": device_name(torch.device("cpu")),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
+        **machine(),
         "dtype": args.dtype,
         "experts": EXPERTS,
         "repeats": args.repeats,

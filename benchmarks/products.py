@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from tables import RESULTS, machine
 from torch import Tensor
 
-from actvar_cli.model.device import device_name, keep_memory
+from actvar_cli.model.device import keep_memory
 from actvar_cli.model.precision import DTYPES
 from actvar_cli.model.products import linear
+from actvar_cli.profile.timing import in_turn
+from actvar_cli.progress import Progress
 
-RESULTS = Path(__file__).parent / "results"
 WIDTH, NEURONS = 1024, 512
 """Those of a d16, with eight experts."""
 ROWS = (64, 128, 256, 448, 512, 768, 1008, 1088, 2048, 4096)
@@ -42,18 +44,13 @@ def seconds(x: Tensor, weight: Tensor, bias: Tensor) -> float:
 def by_both(width: int, outputs: int, rows: int) -> list[float]:
     """Microseconds of one product in float32, by oneDNN and by a BLAS: medians, both in turn."""
     x, weight, bias = torch.randn(rows, width), torch.randn(outputs, width), torch.randn(outputs)
-    taken: list[list[float]] = [[], []]
-    for _ in range(TIMES):
-        for times, way in zip(taken, (one_dnn, F.linear), strict=True):
-            began = time.perf_counter()
-            way(x, weight, bias)
-            times.append(time.perf_counter() - began)
-    return [1e6 * statistics.median(times) for times in taken]
-
-
-def one_dnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The product by oneDNN, as `linear` calls it."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    ways: dict[str, Callable[[int], object]] = {
+        # As `linear` asks for it.
+        "oneDNN": lambda _: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""),
+        "BLAS": lambda _: F.linear(x, weight, bias),
+    }
+    measured = in_turn(ways, repeats=TIMES, device=x.device, progress=Progress())
+    return [1e6 * statistics.median(of.seconds) for of in measured.values()]
 
 
 @torch.inference_mode()
@@ -84,14 +81,9 @@ def main() -> None:
         print(name, found[name])
     small = {f"{width} to {outputs}": {rows: by_both(width, outputs, rows) for rows in FEW} for width, outputs in SMALL}
     print(small)
-    machine = {
-        "device": device_name(torch.device("cpu")),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-    }
     for file, result in {
-        "products.json": {"width": WIDTH, "neurons": NEURONS, **machine, "dtypes": found},
-        "products_small.json": {**machine, "microseconds_onednn_and_blas": small},
+        "products.json": {"width": WIDTH, "neurons": NEURONS, **machine(), "dtypes": found},
+        "products_small.json": {**machine(), "microseconds_onednn_and_blas": small},
     }.items():
         (RESULTS / file).write_text(json.dumps(result, indent=1) + "\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,24 @@ def plus_minus(mean: float, sd: float, digits: int) -> str:
 def read(name: str) -> Any:
     """A result file."""
     return json.loads((RESULTS / name).read_text())
+
+
+def machine() -> dict[str, str]:
+    """What a measurement on a CPU was made on, for its result file."""
+    import torch
+
+    from actvar_cli.model.device import device_name
+
+    return {
+        "device": device_name(torch.device("cpu")),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+def named(machine: Mapping[str, Any]) -> str:
+    """The same, out of a result, as the pages say it."""
+    return f"{machine['device']}, {machine['cpu_capability']}, torch {machine['torch']}"
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -18,7 +18,7 @@ import statistics
 from pathlib import Path
 
 from quality_tables import compared, demo_quality, draw_compared, gates, reconstruction, student
-from tables import RESULTS, ROOT, markdown, read
+from tables import RESULTS, ROOT, markdown, named, read
 
 
 def fill(page: Path, name: str, text: str) -> None:
@@ -165,10 +165,7 @@ def ways(file: str) -> str:
         )
         for cell in r["cells"]
     ]
-    note = (
-        f"Milliseconds for one FFN of {r['experts']} experts in {r['dtype']}, medians of {r['repeats']}; "
-        f"{r['device']}, {r['cpu_capability']}, torch {r['torch']}."
-    )
+    note = f"Milliseconds for one FFN of {r['experts']} experts in {r['dtype']}, medians of {r['repeats']}; {named(r)}."
     return markdown(("width, rows", "density", *names, "efficiency of `split`"), rows) + "\n\n" + note
 
 
@@ -182,8 +179,7 @@ def products() -> str:
     numbers = list(next(iter(r["dtypes"].values()))["microseconds_per_row"])
     note = (
         f"Microseconds for a row of the first product of an expert ({r['width']} to {r['neurons']}) by the number of "
-        f"rows, and what a number takes longer for the first time; medians; {r['device']}, {r['cpu_capability']}, "
-        f"torch {r['torch']}."
+        f"rows, and what a number takes longer for the first time; medians; {named(r)}."
     )
     return markdown(("", *numbers, "first time"), rows) + "\n\n" + note
 
@@ -193,10 +189,7 @@ def small_products() -> str:
     r = read("products_small.json")
     found = r["microseconds_onednn_and_blas"]
     rows = [(name, *(f"{one:.0f}, {blas:.0f}" for one, blas in by.values())) for name, by in found.items()]
-    note = (
-        f"Microseconds of a product in float32 by its number of rows, oneDNN and BLAS; medians; {r['device']}, "
-        f"{r['cpu_capability']}, torch {r['torch']}."
-    )
+    note = f"Microseconds of a product in float32 by its number of rows, oneDNN and BLAS; medians; {named(r)}."
     return markdown(("", *next(iter(found.values()))), rows) + "\n\n" + note
 
 
@@ -213,10 +206,7 @@ def convolutions() -> str:
         )
         for c in r["cells"]
     ]
-    note = (
-        f"Medians of {r['repeats']}; difference: the largest, relative to the largest result; {r['device']}, "
-        f"{r['cpu_capability']}, torch {r['torch']}."
-    )
+    note = f"Medians of {r['repeats']}; difference: the largest, relative to the largest result; {named(r)}."
     header = ("channels", "maps", "torch", "fewer multiplications", "speed-up", "difference")
     return markdown(header, rows) + "\n\n" + note
 

@@ -50,13 +50,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 def _by_onednn(x: Tensor, weight: Tensor, gelu: bool) -> bool:
     return (
         ONEDNN
-        and x.device.type == "cpu"
+        and is_replaceable(x)
         and (x.dim() > 2 or _filled_up(weight))
         and x.dtype == weight.dtype in DTYPES
         and (gelu or weight.dtype != torch.float32 or weight.numel() > BY_BLAS)
         # Of a slice of columns it is slower by orders of magnitude.
         and weight.is_contiguous()
-        # It has no gradient, autocast does not know it, and what traces a model looks for torch's own operators.
+    )
+
+
+def is_replaceable(x: Tensor) -> bool:
+    """Whether what torch's own operators make of ``x`` may be made by others here: on a CPU, where nobody minds.
+
+    They have no gradient, autocast does not know them, and what traces a model looks for torch's own.
+    """
+    return (
+        x.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._is_tracing()

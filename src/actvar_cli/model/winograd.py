@@ -6,11 +6,14 @@ are transformed so that the convolution becomes 36 products of matrices, one for
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.counters import is_exact
+from actvar_cli.model.products import is_replaceable
 
 TILE, READ = 4, 6
 """Outputs of a tile along one side, and the inputs that these read."""
@@ -49,14 +52,12 @@ class Conv3x3(nn.Conv2d):
 def _pays(x: Tensor, weight: Tensor) -> bool:
     batch, _, height, width = x.shape
     return (
-        x.device.type == "cpu"
+        is_replaceable(x)
         and x.dtype == weight.dtype == torch.float32
         and min(weight.shape[:2]) >= CHANNELS
         and batch * height * width >= PIXELS
         and height % TILE == width % TILE == 0
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
         # Work is counted as that of a convolution, whatever it is computed by.
         and not is_exact()
     )
@@ -94,6 +95,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return made.permute(0, 3, 1, 2)
 
 
+@cache
 def _both_sides(along: tuple[tuple[int, ...], ...]) -> Tensor:
     """A transform of both sides of a tile, as one matrix of what is flattened."""
     one = torch.tensor(along, dtype=torch.float32)
