@@ -120,10 +120,11 @@ def student_of(
     if variant.get("thinner"):
         return thinner_student(teacher, settings)
     # The original changes as it is converted, so this is another one.
-    student = convert(actvar_cli.load("var-fashion", device=options.device), splitting).model
+    seed = variant.get("seed", 0)
+    student = convert(actvar_cli.load("var-fashion", device=options.device), splitting, seed=seed).model
     if variant.get("distill") == "none":
         return student
-    return distill(teacher, student, settings, checkpoint=checkpoint).model
+    return distill(teacher, student, settings, seed=seed, checkpoint=checkpoint).model
 
 
 def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

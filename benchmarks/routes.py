@@ -36,6 +36,8 @@ Scores = dict[tuple[int, int], Tensor]
 class Drawn(nn.Module):
     """A router or a token gate that does its work, and then decides as was ``drawn``, scale by scale, in turn."""
 
+    alike = False
+
     def __init__(self, real: nn.Module) -> None:
         super().__init__()
         self.real, self.calls = real, 0

@@ -21,4 +21,5 @@ def test_all_variants_are_trained_alike_and_differ_as_they_say() -> None:
     assert settings_of(variants["ours"], "quick")[1].stages.experts.steps == 60
     half = settings_of(variants["ours"], "half")[1]
     assert (half.stages, half.batch, half.images) == (made["ours"][1].stages, 16, 4096)
-    assert len({(repr(pair), variants[name].get("thinner")) for name, pair in made.items()}) == len(made)
+    different = {(repr(pair), *map(variants[name].get, ("thinner", "seed"))) for name, pair in made.items()}
+    assert len(different) == len(made)

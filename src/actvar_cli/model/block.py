@@ -18,6 +18,7 @@ from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.kernels.usable import preferred
 from actvar_cli.model.neighbours import Around
+from actvar_cli.model.products import Linear
 from actvar_cli.model.router import router_of, straight_through
 from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update, previous_updates
 
@@ -119,7 +120,7 @@ class Block(nn.Module):
         if arch.shared_aln:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, arch.embed_dim) / arch.embed_dim**0.5)
         else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(arch.embed_dim, 6 * arch.embed_dim))
+            self.ada_lin = nn.Sequential(nn.SiLU(), Linear(arch.embed_dim, 6 * arch.embed_dim))
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
         self.from_previous = self.from_neighbours = self.skips_attention = False
         if config.token_gate and self.gated_scales:
@@ -137,7 +138,8 @@ class Block(nn.Module):
         if hasattr(self, "ada_gss"):
             made = (self.ada_gss + cond).squeeze(1)
         else:
-            made = self.ada_lin(cond.to(self.attn.q_bias.dtype)).float().unflatten(1, (6, self.dim))
+            rows = cond.unsqueeze(1).to(self.attn.q_bias.dtype)
+            made = self.ada_lin(rows).squeeze(1).float().unflatten(1, (6, self.dim))
         gains, scales, shifts = made.split(2, dim=1)
         return torch.cat((gains, scales + 1, shifts), dim=1)
 

@@ -14,6 +14,9 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of ``malloc.h``: how much free memory is kept, and from which size on tensors get memory of their own."""
 
+MOST_KEPT = 2**31 - 1
+"""The largest number that either takes."""
+
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux tells what the CPU is and has."""
 
@@ -78,13 +81,13 @@ def keep_memory(device: torch.device) -> None:
     """From now on keep what is freed for what is asked for next, where the C library would give it back (glibc).
 
     Every block's activations have the sizes of the last one's, and pages that come anew from the system are zeroed
-    first. Up to 2 GB are kept, until `return_memory`, but no tensor of more than 256 MB. Nothing is changed where the
-    environment says how to allocate.
+    first; so have keys and values those of the sampling before. Up to 2 GB are kept, until `return_memory`. Nothing is
+    changed where the environment says how to allocate.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if device.type == "cpu" and mallopt and not any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ):
-        mallopt(M_MMAP_THRESHOLD, 2**28)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            mallopt(parameter, MOST_KEPT)
 
 
 def return_memory() -> None:
