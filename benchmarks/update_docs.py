@@ -133,6 +133,18 @@ def sparse_speed(file: str) -> str:
     return markdown(header, rows) + "\n\n" + note
 
 
+def published_shape_speed() -> str:
+    """What the shipped student's way makes of a d16's time, at each cost."""
+    run = read("speed.json")["d16, float32, 4"]
+    rows = [
+        (f"{cell['cost']:.2f}", f"{1 / cell['cost']:.2f}", f"{cell['speedup']:.2f}", f"{cell['efficiency']:.2f}")
+        for cell in run["cells"]
+        if cell["kind"] == "one row, experts"
+    ]
+    note = f"Medians, batch 4, float32; {run['device']}, {run['cpu_capability']}, torch {run['torch']}."
+    return markdown(("cost", "speed-up promised", "measured", "efficiency"), rows) + "\n\n" + note
+
+
 def growth(file: str) -> str:
     """Time and memory by batch and depth."""
     r = read(file)
@@ -268,6 +280,7 @@ def main() -> None:
         keep_demo(args.run)
     fill(ROOT / "README.md", "demo", demo())
     fill(ROOT / "README.md", "student", student("shipped.json"))
+    fill(ROOT / "README.md", "time", published_shape_speed())
     results = ROOT / "docs/results.md"
     fill(results, "demo", demo())
     fill(results, "trained", trained())
