@@ -145,6 +145,22 @@ def published_shape_speed() -> str:
     return markdown(("cost", "speed-up promised", "measured", "efficiency"), rows) + "\n\n" + note
 
 
+def deciding() -> str:
+    """What routers and token gates take."""
+    r = read("deciding.json")
+    rows = [
+        (
+            f"{cell['shape']}, {cell['batch']}",
+            f"{cell['kind']}, {cell['cost']:.2f}",
+            f"{100 * cell['work']:.1f} %",
+            f"{100 * cell['time']:.1f} %",
+        )
+        for cell in r["cells"]
+    ]
+    note = f"Float32, medians of {r['repeats']}; {named(r)}."
+    return markdown(("shape, batch", "what is left out, cost", "of the work", "of the time"), rows) + "\n\n" + note
+
+
 def growth(file: str) -> str:
     """Time and memory by batch and depth."""
     r = read(file)
@@ -302,6 +318,7 @@ def main() -> None:
     fill(results, "sparse-speed", sparse_speed("speed.json"))
     fill(results, "sparse-speed-avx2", sparse_speed("speed_avx2.json"))
     fill(results, "sparse-speed-cuda", sparse_speed("speed_cuda.json"))
+    fill(results, "deciding", deciding())
     fill(results, "growth", growth("growth.json"))
     fill(results, "products", products())
     fill(results, "small-products", small_products())
