@@ -2,16 +2,18 @@
 
     OMP_NUM_THREADS=2 python benchmarks/products.py
 
-What `lacking` and `BY_BLAS` in model/products.py and the pieces in model/dispatch.py go by. Medians; writes
-benchmarks/results/products.json and products_small.json.
+What `lacking`, `BY_BLAS` and `GELUS_APART` in model/products.py and the pieces in model/dispatch.py go by. Medians;
+writes benchmarks/results/products.json and products_small.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,8 @@ WEIGHTS, REPEATS, UNSEEN = 4, 7, 31
 
 SMALL = ((192, 24), (192, 192), (192, 576), (768, 192), (384, 384), (512, 512), (1024, 1024))
 """What is read and written by small products, of which the first five have no more than `BY_BLAS` weights."""
+WITH_GELU = ((192, 24), (192, 768), (1024, 64))
+"""The same of products that a GELU follows: routers, and the first one of a small model's FFN."""
 FEW, TIMES = (2, 8, 32, 128, 512), 60
 
 
@@ -41,23 +45,27 @@ def seconds(x: Tensor, weight: Tensor, bias: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def by_both(width: int, outputs: int, rows: int) -> list[float]:
+def by_both(width: int, outputs: int, rows: int, gelu: bool) -> list[float]:
     """Microseconds of one product in float32, by oneDNN and by a BLAS: medians, both in turn."""
-    x, weight, bias = torch.randn(rows, width), torch.randn(outputs, width), torch.randn(outputs)
+    x, weight, bias = torch.randn(rows, width), torch.randn(outputs, width) / width**0.5, torch.randn(outputs)
+    after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+
+    def by_blas(_: int) -> None:
+        made = F.linear(x, weight, bias)
+        if gelu:
+            F.gelu(made, approximate="tanh")
+
     ways: dict[str, Callable[[int], object]] = {
         # As `linear` asks for it.
-        "oneDNN": lambda _: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""),
-        "BLAS": lambda _: F.linear(x, weight, bias),
+        "oneDNN": lambda _: torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after),
+        "BLAS": by_blas,
     }
     measured = in_turn(ways, repeats=TIMES, device=x.device, progress=Progress())
     return [1e6 * statistics.median(of.seconds) for of in measured.values()]
 
 
-@torch.inference_mode()
-def main() -> None:
-    """Measure all of it and write the result."""
-    keep_memory(torch.device("cpu"))
-    torch.manual_seed(0)
+def of_an_expert() -> dict[str, Any]:
+    """By type: microseconds for a row by the number of rows, and what a number takes longer for the first time."""
     found = {}
     for name in ("float32", "bfloat16"):
         dtype = DTYPES[name]
@@ -78,14 +86,30 @@ def main() -> None:
             "microseconds_per_row": {rows: 1e6 * statistics.median(taken) / rows for rows, taken in times.items()},
             "unseen_ms": 1e3 * statistics.median(first),
         }
-        print(name, found[name])
-    small = {f"{width} to {outputs}": {rows: by_both(width, outputs, rows) for rows in FEW} for width, outputs in SMALL}
-    print(small)
-    for file, result in {
-        "products.json": {"width": WIDTH, "neurons": NEURONS, **machine(), "dtypes": found},
-        "products_small.json": {**machine(), "microseconds_onednn_and_blas": small},
-    }.items():
-        (RESULTS / file).write_text(json.dumps(result, indent=1) + "\n")
+    return found
+
+
+def write(file: str, result: dict[str, Any]) -> None:
+    """Write ``result``, with what it was measured on."""
+    print(result)
+    (RESULTS / file).write_text(json.dumps({**machine(), **result}, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="only small products")
+    keep_memory(torch.device("cpu"))
+    torch.manual_seed(0)
+    if not parser.parse_args().small:
+        write("products.json", {"width": WIDTH, "neurons": NEURONS, "dtypes": of_an_expert()})
+    small = {
+        f"{width} to {outputs}{', GELU' if gelu else ''}": {rows: by_both(width, outputs, rows, gelu) for rows in FEW}
+        for gelu, sizes in ((False, SMALL), (True, WITH_GELU))
+        for width, outputs in sizes
+    }
+    write("products_small.json", {"microseconds_onednn_and_blas": small})
 
 
 if __name__ == "__main__":

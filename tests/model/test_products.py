@@ -44,13 +44,14 @@ def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyP
     layer, x = Linear(8, 4), torch.randn(1, 3, 8)
     monkeypatch.setattr(F, "linear", never)
     with torch.no_grad():
-        layer(x, gelu=True)
+        layer(torch.randn(1, products.GELUS_APART, 8), gelu=True)
         Linear(512, 512)(torch.randn(1, 3, 512))
     with pytest.raises(AssertionError, match="the plain way"):
         layer(x)
     # A small matrix is multiplied before oneDNN has begun.
-    with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):
-        layer(x)
+    for gelu in (False, True):
+        with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):
+            layer(x, gelu=gelu)
     # Tokens that were picked are ever another number, for each of which oneDNN would have to prepare.
     with torch.no_grad(), pytest.raises(AssertionError, match="the plain way"):
         layer(x[0])

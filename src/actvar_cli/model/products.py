@@ -24,6 +24,9 @@ BY_BLAS = 200_000
 """Up to how many float32 weights a BLAS takes less: oneDNN, once it is called, takes as long as hundreds of thousands
 of multiplications, and orders the weights anew."""
 
+GELUS_APART = 8_192
+"""And up to how many GELUs after it: oneDNN does them on the way, in a fraction of the time."""
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """``x`` (…, C) times ``weight`` (D, C) transposed, plus ``bias`` (D,), then GELU (tanh) with ``gelu``: (…, D).
@@ -53,10 +56,15 @@ def _by_onednn(x: Tensor, weight: Tensor, gelu: bool) -> bool:
         and is_replaceable(x)
         and (x.dim() > 2 or _filled_up(weight))
         and x.dtype == weight.dtype in DTYPES
-        and (gelu or weight.dtype != torch.float32 or weight.numel() > BY_BLAS)
+        and not _by_blas(x, weight, gelu)
         # Of a slice of columns it is slower by orders of magnitude.
         and weight.is_contiguous()
     )
+
+
+def _by_blas(x: Tensor, weight: Tensor, gelu: bool) -> bool:
+    gelus = x.shape[:-1].numel() * len(weight) if gelu else 0
+    return weight.dtype == torch.float32 and weight.numel() <= BY_BLAS and gelus <= GELUS_APART
 
 
 def is_replaceable(x: Tensor) -> bool:
