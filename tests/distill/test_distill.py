@@ -46,6 +46,15 @@ def kl_to_teacher(model: ActVAR, threshold: float) -> float:
     return float(kl_divergence(teacher.transformer(rows, var_input), model.transformer(rows, var_input, context)))
 
 
+def test_a_budget_that_experts_alone_cannot_meet_is_refused_before_the_training(converted: ActVAR) -> None:
+    stages = Stages(experts=ExpertsStage(steps=12), tokens=TokensStage(steps=0))
+    alone = settings(budget=0.2).model_copy(update={"stages": stages})
+    with pytest.raises(
+        InputError, match=r"0\.2 cannot be met by experts alone: with none on, the cost is 0\.[3-6]\d\d;"
+    ):
+        distill(teacher_model(), converted, alone)
+
+
 def test_the_budget_is_met_on_real_sampling(distilled: Distilled) -> None:
     model = distilled.model
     assert model.config.default_budget == 0.7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,14 @@ class CostModel:
 
     def most(self) -> float:
         """The cost with every expert on and every token computed."""
-        every = [torch.ones(1, len(self.computed), self.config.experts_in(b)) for b in range(len(self.pair))]
+        return self._with_experts(torch.ones)
+
+    def least_by_experts(self) -> float:
+        """The cost with no expert on, and still every token computed."""
+        return self._with_experts(torch.zeros)
+
+    def _with_experts(self, on: Callable[..., Tensor]) -> float:
+        every = [on(1, len(self.computed), self.config.experts_in(b)) for b in range(len(self.pair))]
         return float(self([Decisions(on=on.to(self.computed)) for on in every]))
 
     def __call__(self, decisions: list[Decisions]) -> Tensor:

@@ -281,10 +281,15 @@ def distill(
         student = with_delta(student, len(settings.budgets))
     if stages.guidance.steps:
         student = with_guidance(student, GuidanceConfig(cfg=stages.guidance.cfg))
-    most = CostModel(student.config, student.device).most()
-    budgets = settings.budgets
+    cost = CostModel(student.config, student.device)
+    most, least, budgets = cost.most(), cost.least_by_experts(), settings.budgets
     if max(budgets) >= most:
         raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
+    if min(budgets) <= least and not (stages.tokens.steps or student.config.token_gate):
+        raise InputError(
+            f"a budget of {min(budgets):g} cannot be met by experts alone: with none on, the cost is {least:.3f}; "
+            "add token gates (stages.tokens.steps)"
+        )
     learned = student.config.guidance
     samples = training_samples(teacher, settings, learned, seed, progress)
     history: list[dict[str, Any]] = []
@@ -356,7 +361,8 @@ def distill(
         progress=progress,
     )
     if missed := set(budgets) - {d.budget for d in dials}:
-        raise ActvarError(f"the student cannot be set to budget {min(missed):g}; reached: {dials}")
+        reached = ", ".join(f"{dial.budget:g}" for dial in dials) or "none"
+        raise ActvarError(f"the student cannot be set to budget {min(missed):g}; budgets reached: {reached}")
     if learned and student.config.delta:
         # Without a delta, what all experts together say is no longer what the original said.
         dials += dials_of_both_rows(student, dials[-1].budget, seed=seed, progress=progress)
