@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/deciding.py
 
-Models and routes are those of benchmarks/speed.py. Time is that of the parts with matrix products, medians of several
-samplings; norms and sums between them are left out, so the share of a block's whole time is smaller. Writes
+Models and routes are those of benchmarks/speed.py; the share of the time is the median of several samplings. Writes
 benchmarks/results/deciding.json.
 """
 
@@ -11,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ import torch
 from routes import decide, setting_for
 from speed import KINDS, random_model
 from tables import machine
+from torch import nn
 
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import keep_memory
 from actvar_cli.model.sampling import ActVAR, balanced_labels
-from actvar_cli.profile.parts import Clock, times
+from actvar_cli.profile.parts import Clock
 
 RESULT = Path(__file__).parent / "results/deciding.json"
 DECIDING = ("router", "token_gate")
@@ -32,9 +35,21 @@ COSTS = {"experts": 0.6, "token gates": 0.6, "one row, experts": 0.4}
 BATCHES = {"d16": 4, "var-fashion": 64}
 
 
-def share(parts: Mapping[str, float]) -> float:
-    """The part of a block's sum that `DECIDING` takes."""
-    return sum(parts.get(part, 0) for part in DECIDING) / sum(parts.get(part, 0) for part in BLOCK)
+@contextmanager
+def timed(modules: Sequence[nn.Module]) -> Iterator[list[float]]:
+    """Seconds of each call of ``modules``."""
+    spent: list[float] = []
+    handles = [
+        handle
+        for module in modules
+        for handle in (
+            module.register_forward_pre_hook(lambda *_: spent.append(-time.perf_counter())),
+            module.register_forward_hook(lambda *_: spent.append(spent.pop() + time.perf_counter())),
+        )
+    ]
+    yield spent
+    for handle in handles:
+        handle.remove()
 
 
 def measure(dense: ActVAR, kind: str, batch: int, repeats: int) -> dict[str, Any]:
@@ -45,15 +60,18 @@ def measure(dense: ActVAR, kind: str, batch: int, repeats: int) -> dict[str, Any
     decide(model, scores, setting_for(model.config, scores[0], batch, COSTS[kind]))
     counter = WorkCounter(model.config)
     model.sample_tokens(labels, seed=0, counter=counter)
-    clocks = [Clock(model) for _ in range(repeats)]
-    for clock in clocks:
-        with clock.watching():
+    shares = []
+    for _ in range(repeats):
+        clock = Clock(model)
+        with timed(model.transformer.stack) as spent, clock.watching():
             model.sample_tokens(labels, seed=0)
+        shares.append(sum(clock.parts[part] for part in DECIDING) / sum(spent))
+    work = counter.by_part()
     return {
         "kind": kind,
         "cost": counter.cost,
-        "work": share(counter.by_part()),
-        "time": share(times(clocks, batch).parts),
+        "work": sum(work[part] for part in DECIDING) / sum(work[part] for part in BLOCK),
+        "time": statistics.median(shares),
     }
 
 
