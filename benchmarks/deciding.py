@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from routes import decide, setting_for
+from routes import decide
 from speed import KINDS, random_model
 from tables import machine
 from torch import nn
@@ -57,7 +57,7 @@ def measure(dense: ActVAR, kind: str, batch: int, repeats: int) -> dict[str, Any
     sparse, drawn = KINDS[kind]
     model, labels = sparse(dense), balanced_labels(batch, dense.config.transformer.num_classes)
     scores = [drawn(dense.config, 2 * batch, seed, dense.device) for seed in range(repeats + 1)]
-    decide(model, scores, setting_for(model.config, scores[0], batch, COSTS[kind]))
+    decide(model, scores, batch, COSTS[kind])
     counter = WorkCounter(model.config)
     model.sample_tokens(labels, seed=0, counter=counter)
     shares = []

@@ -154,11 +154,12 @@ def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float, pa
     return counter.cost
 
 
-def decide(model: ActVAR, samplings: Sequence[Scores], setting: Setting) -> None:
-    """Let ``model``, from one of the above, decide by whether scores exceed the threshold of ``setting``.
+def decide(model: ActVAR, samplings: Sequence[Scores], images: int, cost: float) -> None:
+    """Let ``model``, from one of the above, decide by whether scores exceed the threshold of `setting_for`.
 
     Those of ``samplings`` serve for one sampling each, in turn. With both rows at some scales nothing is left out.
     """
+    setting = setting_for(model.config, samplings[0], images, cost)
     assert setting.threshold is not None
     if setting.paired_scales:
         model.setting = setting

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from dense_speed import PrintedProgress, randomise
 from random_checkpoint import published_config
-from routes import decide, even_scores, experts_in, gates_in, one_row_in, setting_for, student_scores
+from routes import decide, even_scores, experts_in, gates_in, one_row_in, student_scores
 from torch import Tensor
 
 import actvar_cli
@@ -73,7 +73,7 @@ def measure(
         for asked in costs:
             # A model for each: what a GPU records of one would not do for another.
             model = sparse(dense)
-            decide(model, scores, setting_for(model.config, scores[0], batch, asked))
+            decide(model, scores, batch, asked)
             counter = WorkCounter(model.config)
             model.sample_tokens(labels, seed=0, counter=counter)
             ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}

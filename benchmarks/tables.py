@@ -42,8 +42,9 @@ def machine() -> dict[str, str]:
 
 
 def named(machine: Mapping[str, Any]) -> str:
-    """The same, out of a result, as the pages say it."""
-    return f"{machine['device']}, {machine['cpu_capability']}, torch {machine['torch']}"
+    """The same, out of a result, as the pages say it; what a CPU can does not matter beside a GPU."""
+    capability = f"{machine['cpu_capability']}, " if machine["device"].startswith("cpu") else ""
+    return f"{machine['device']}, {capability}torch {machine['torch']}"
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -125,11 +125,7 @@ def sparse_speed(file: str) -> str:
     ]
     header = ("shape, dtype, batch", "what is left out, cost", "dense", "compressed", "speed-up", "efficiency")
     run = next(iter(r.values()))
-    note = (
-        f"Time of the transformer per image, medians; speed-up: median, and range over the rounds; "
-        f"{', '.join([run['device'], *([run['cpu_capability']] if run['device'].startswith('cpu') else [])])}, "
-        f"torch {run['torch']}."
-    )
+    note = f"Time of the transformer per image, medians; speed-up: median, and range over the rounds; {named(run)}."
     return markdown(header, rows) + "\n\n" + note
 
 
@@ -141,7 +137,7 @@ def published_shape_speed() -> str:
         for cell in run["cells"]
         if cell["kind"] == "one row, experts"
     ]
-    note = f"Medians, batch 4, float32; {run['device']}, {run['cpu_capability']}, torch {run['torch']}."
+    note = f"Medians, batch 4, float32; {named(run)}."
     return markdown(("cost", "speed-up promised", "measured", "efficiency"), rows) + "\n\n" + note
 
 
