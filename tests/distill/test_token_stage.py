@@ -19,7 +19,7 @@ from actvar_cli.distill.token_stage import (
 )
 from actvar_cli.model.config import GateKind, ReconstructionKind
 from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.sampling import ActVAR
+from actvar_cli.model.sampling import ActVAR, rows_of
 from actvar_cli.progress import Progress
 from tests.tiny import tiny_model
 
@@ -105,15 +105,36 @@ def test_skipping_attention_alone_saves_less_than_skipping_the_block() -> None:
 
 
 def fitted(
-    model: ActVAR, reconstruction: ReconstructionKind, gate: GateKind = "grid"
+    model: ActVAR, reconstruction: ReconstructionKind, gate: GateKind = "grid", kv_rank: int = 0
 ) -> tuple[ActVAR, tuple[float, ...]]:
     """The ``model`` with gates for attention, and which share of its updates their reconstructions explain."""
     samples = draw_samples(tiny_model(), 24, seed=0, progress=Progress())
-    stage = TokensStage(rank=2, scales=2, gate=gate, reconstruction=reconstruction)
+    stage = TokensStage(rank=2, scales=2, gate=gate, reconstruction=reconstruction, kv_rank=kv_rank)
     student = add_token_gates(model, stage)
     generator = torch.Generator().manual_seed(0)
     explained = fit_token_gates(student, samples, threshold=0.0, density=0.5, generator=generator, progress=Progress())
     return student, explained
+
+
+@pytest.mark.parametrize("reconstruction", ["neighbours", "low-rank"])
+@torch.no_grad()
+def test_keys_and_values_of_skipped_tokens_are_made_from_few_numbers(reconstruction: ReconstructionKind) -> None:
+    samples = draw_samples(tiny_model(), 8, seed=1, progress=Progress())
+    wrong = []
+    for rank in (32, 12, 1):
+        student, _ = fitted(tiny_model(experts=True), reconstruction, kv_rank=rank)
+        first = student.transformer.stack[0]
+        first.token_gate.scores.fill_(-50.0)
+        outputs = []
+        for rebuilds in (True, False):
+            first.rebuilds_kv = rebuilds
+            hidden: list[torch.Tensor] = []
+            rows = rows_of(student, samples.labels, samples.tokens)
+            student.transformer(*rows, student.transformer.teacher_forced(0.0), hidden)
+            outputs.append(hidden[0])
+        wrong.append(float((outputs[0] - outputs[1]).square().sum() / outputs[1].square().sum()))
+    # With as many numbers as there are channels nothing is lost, and with few most.
+    assert wrong[0] < 1e-6 < 2 * wrong[1] < wrong[2]
 
 
 def test_where_attention_does_the_same_to_all_a_grid_of_tokens_says_it() -> None:

@@ -10,6 +10,7 @@ from actvar_cli.model import attention
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.counters import exactly
+from actvar_cli.model.places import Uneven
 
 LENGTH = 70
 
@@ -32,12 +33,12 @@ def test_kept_tokens_are_attended_as_if_all_were(
     made: list[int] = []
     original = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (made.append(1), original(*a, **k))[1])
-    kept = layer(h, cache=_cache(len(counts)), keep=keep)
+    kept = layer(h, cache=_cache(len(counts)), places=Uneven(keep, 0))
     torch.testing.assert_close(kept, everything[keep], atol=1e-5, rtol=1e-5)
     # As few groups as pays; but as many as there are numbers where the work is counted.
     assert len(made) == calls
     with exactly():
-        kept = layer(h, cache=_cache(len(counts)), keep=keep)
+        kept = layer(h, cache=_cache(len(counts)), places=Uneven(keep, 0))
     torch.testing.assert_close(kept, everything[keep], atol=1e-5, rtol=1e-5)
     assert len(made) - calls == len(set(counts) - {0})
 

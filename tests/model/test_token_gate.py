@@ -18,10 +18,15 @@ from tests.tiny import tiny_model
 
 
 def gated(
-    kind: GateKind = "learned", reconstruction: ReconstructionKind = "low-rank", skips: SkippedPart = "block"
+    kind: GateKind = "learned",
+    reconstruction: ReconstructionKind = "low-rank",
+    skips: SkippedPart = "block",
+    kv_rank: int = 0,
 ) -> ActVAR:
     model = tiny_model(experts=True)
-    gate = TokenGateConfig(scales=(1, 2), gate_dim=4, rank=4, kind=kind, skips=skips, reconstruction=reconstruction)
+    gate = TokenGateConfig(
+        scales=(1, 2), gate_dim=4, rank=4, kv_rank=kv_rank, kind=kind, skips=skips, reconstruction=reconstruction
+    )
     model = rebuilt(model, model.config.model_copy(update={"token_gate": gate}))
     torch.manual_seed(1)
     for name, parameter in model.transformer.named_parameters():
@@ -35,11 +40,14 @@ def gated(
     return model
 
 
+@pytest.mark.parametrize("kv_rank", [0, 3])
 @pytest.mark.parametrize("skips", get_args(SkippedPart))
 @pytest.mark.parametrize("reconstruction", get_args(ReconstructionKind))
 @pytest.mark.parametrize("kind", get_args(GateKind))
-def test_sampling_is_what_was_trained(kind: GateKind, reconstruction: ReconstructionKind, skips: SkippedPart) -> None:
-    model = gated(kind, reconstruction, skips)
+def test_sampling_is_what_was_trained(
+    kind: GateKind, reconstruction: ReconstructionKind, skips: SkippedPart, kv_rank: int
+) -> None:
+    model = gated(kind, reconstruction, skips, kv_rank)
     counter = WorkCounter(model.config)
     labels = torch.arange(24) % 3
     tokens = model.sample_tokens(labels, seed=0, settings=SamplingSettings(top_k=1), counter=counter)

@@ -45,19 +45,22 @@ def test_all_counts_agree_to_the_last_product(kind: dict[str, Any], threshold: f
     assert work.by_part == {p: v for p, v in zip(counters.PARTS, _own(work), strict=True) if p in work.by_part}
 
 
+@pytest.mark.parametrize("kv_rank", [0, 2])
 @pytest.mark.parametrize("kind", ["learned", "grid"])
 @pytest.mark.parametrize("reconstruction", ["neighbours", "neighbours+low-rank", "previous+low-rank"])
-def test_they_agree_whatever_stands_in_for_skipped_tokens(kind: str, reconstruction: str) -> None:
+def test_they_agree_whatever_stands_in_for_skipped_tokens(kind: str, reconstruction: str, kv_rank: int) -> None:
     model = tiny_model(experts=True, token_gate=True)
     assert model.config.token_gate is not None
-    gate = model.config.token_gate.model_copy(update={"kind": kind, "reconstruction": reconstruction})
+    gate = model.config.token_gate.model_copy(
+        update={"kind": kind, "reconstruction": reconstruction, "kv_rank": kv_rank}
+    )
     model = rebuilt(model, model.config.model_copy(update={"token_gate": gate}))
     for threshold in (0.5, math.inf):
         model.threshold = threshold
         work = count_work(model, LABELS, seed=1)
         work.check()
         assert work.transformer_macs == work.transformer_macs_torch == work.counter.total
-        assert bool(work.by_part.get("reconstruction")) == ("low-rank" in reconstruction)
+        assert bool(work.by_part.get("reconstruction")) == ("low-rank" in reconstruction or kv_rank > 0)
 
 
 def test_decisions_that_change_nothing_are_counted_too() -> None:

@@ -40,7 +40,7 @@ LOW_BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55)
 """Budgets that get a threshold besides those trained for and those of a conversion, as far as they can be reached."""
 
 LEARNS = {
-    "experts": (".ffn.", ".router.", ".reconstruction."),
+    "experts": (".ffn.", ".router.", "reconstruction."),
     "blocks": ("blocks.", "guidance."),
     "delta": ("blocks.", "guidance.", "delta."),
 }

@@ -36,6 +36,9 @@ class TokensStage(Frozen):
 
     steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 leaves the stage out")] = 200
     rank: Annotated[int, Field(ge=1, description="rank of the reconstruction")] = 32
+    kv_rank: Annotated[
+        int, Field(ge=0, description="rank of what stands in for keys and values of skipped tokens; 0 computes these")
+    ] = 0
     scales: Annotated[int, Field(ge=1, description="how many of the last scales have a token gate")] = 3
     gate: Annotated[
         GateKind,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actvar_cli.convert.recording import TeacherSamples, decisions_at, record_blocks
-from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, relative_energy
+from actvar_cli.convert.regression import fit_low_rank, fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.model.block import Record
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
@@ -42,6 +42,7 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
         scales=tuple(range(max(1, last - stage.scales), last)),
         gate_dim=max(8, dim // 16),
         rank=min(stage.rank, dim),
+        kv_rank=min(stage.kv_rank, dim),
         kind=stage.gate,
         skips=stage.skips,
         reconstruction=stage.reconstruction,
@@ -175,6 +176,10 @@ def fit_token_gates(
             if whole:
                 seen = left_out(block.reconstruction, record, config)
             explained.append(fit_reconstruction(block.reconstruction, seen.record))
+            if block.rebuilds_kv:
+                read = seen.record.h
+                made = block.attn.keys_and_values(read, constant=not block.from_neighbours)
+                fit_low_rank(block.kv_reconstruction, read, made)
             stand_in = block.reconstruction(seen.record.h, seen.record.known)
             error = relative_energy(stand_in - seen.record.update, seen.record.out) - per_expert
             _fit_gate(block.token_gate, seen, error, generator)

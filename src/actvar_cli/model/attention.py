@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.counters import is_exact
+from actvar_cli.model.places import Places, Uneven
 from actvar_cli.model.products import Linear, linear
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ SHORT = 256
 
 LONGEST = math.log(100.0)
 """The logarithm of the most that normalised queries are multiplied by."""
+
+Fill = Callable[[Tensor], Tensor]
+"""What makes the keys and values (R, l, 2C) of all tokens from those (…, 2C) of the computed ones."""
 
 SPARE = 32
 """Queries that a row may be filled up with: attending them takes as long as copying the row's keys and values."""
@@ -73,26 +77,26 @@ class SelfAttention(nn.Module):
         *,
         bias: Tensor | None = None,
         cache: KVCache | None = None,
-        keep: Tensor | None = None,
+        places: Places | None = None,
+        fill: Fill | None = None,
         kernels: bool = False,
         picked: Tiles | None = None,
     ) -> Tensor:
         """Attention of ``h`` (R, l, C), in the type of the weights.
 
         With ``bias`` (1, 1, l, l): over the sequence itself, for teacher forcing. With ``cache``: over all scales so
-        far. With ``keep`` (R, l) too: keys and values of all tokens, queries only of those kept; returns (N, C) in the
-        order of ``keep.nonzero()``, or (R, m, C) where ``keep`` (m,) are the places of those kept in all rows, else
-        (R, l, C). With ``kernels`` by those for GPUs, see `kernels.block.attend`.
+        far. With ``places`` too: queries only of the tokens that are kept, returned apart; else (R, l, C). Keys and
+        values are of all tokens, or are made by ``fill`` from those of the kept ones; without ``places`` it gets those
+        of all. With ``kernels`` by those for GPUs, see `kernels.block.attend`.
         """
         if kernels and cache is not None:
             from actvar_cli.model.kernels.block import attend
 
-            return attend(self, h, cache, picked)
+            return attend(self, h, cache, picked, fill)
         h = h.to(self.mat_qkv.weight.dtype)
-        if cache is not None and keep is not None:
-            return self._kept(h, cache, keep) if keep.dim() == 2 else self._kept_alike(h, cache, keep)
-        q_k_v_bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        q, k, v = self._heads(linear(h, self.mat_qkv.weight, q_k_v_bias))
+        if cache is not None and places is not None:
+            return self._kept(h, cache, places, fill)
+        q, k, v = self._project(h, fill)
         q = self._queries(q).transpose(1, 2)
         if cache is None:
             k = (k * _over_length(k)).to(k.dtype) if self.l2_norm else k
@@ -110,24 +114,35 @@ class SelfAttention(nn.Module):
         factor = _over_length(k).transpose(1, 2) if self.l2_norm else None
         return cache.extend(self.index, k.transpose(1, 2), v.transpose(1, 2), factor)
 
-    def _extended(self, h: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-        """All keys and values so far, with those of ``h``, of which no queries are made."""
-        bias = torch.cat((self.zero_k_bias, self.v_bias))
-        return self._extend(cache, *self._heads(linear(h, self.mat_qkv.weight[h.shape[-1] :], bias)))
+    def _project(self, h: Tensor, fill: Fill | None = None) -> tuple[Tensor, ...]:
+        """Queries of ``h`` (…, C), and keys and values, of as many tokens or of those that ``fill`` makes of them."""
+        dim = h.shape[-1]
+        made = linear(h, self.mat_qkv.weight, torch.cat((self.q_bias, self.zero_k_bias, self.v_bias)))
+        if fill is None:
+            return self._heads(made)
+        q, kv = made.split([dim, 2 * dim], dim=-1)
+        return *self._heads(q), *self._heads(fill(kv))
 
-    def _kept_alike(self, h: Tensor, cache: KVCache, kept: Tensor) -> Tensor:
-        keys, values = self._extended(h, cache)
-        (q,) = self._heads(linear(h.index_select(1, kept), self.mat_qkv.weight[: h.shape[-1]], self.q_bias))
-        out = _attend(self._queries(q).transpose(1, 2), keys, values, None, self.scale)
-        return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    def keys_and_values(self, h: Tensor, *, constant: bool = True) -> Tensor:
+        """Keys and values (…, 2C) of tokens ``h`` (…, C), or without the ``constant`` of differences between tokens."""
+        bias = torch.cat((self.zero_k_bias, self.v_bias)) if constant else None
+        return linear(h, self.mat_qkv.weight[h.shape[-1] :], bias)
 
-    def _kept(self, h: Tensor, cache: KVCache, keep: Tensor) -> Tensor:
-        dim, weight = h.shape[-1], self.mat_qkv.weight
-        keys, values = self._extended(h, cache)
-        kept = keep.flatten().nonzero().squeeze(1)
-        (q,) = self._heads(linear(h.flatten(0, 1).index_select(0, kept), weight[:dim], self.q_bias))
-        out = _attend_unevenly(self._queries(q), keys, values, keep.sum(1), self.scale)
-        return self.proj(out.flatten(1))  # type: ignore[no-any-return]
+    def _project_apart(self, h: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+        """Queries of the tokens ``kept`` alone, keys and values of all tokens ``h`` (R, l, C)."""
+        q = linear(kept, self.mat_qkv.weight[: h.shape[-1]], self.q_bias)
+        return *self._heads(q), *self._heads(self.keys_and_values(h))
+
+    def _kept(self, h: Tensor, cache: KVCache, places: Places, fill: Fill | None) -> Tensor:
+        kept = places.of_kept(h)
+        q, k, v = self._project(kept, fill) if fill else self._project_apart(h, kept)
+        keys, values = self._extend(cache, k, v)
+        q = self._queries(q)
+        if isinstance(places, Uneven):
+            out = _attend_unevenly(q, keys, values, places.keep.sum(1), self.scale)
+        else:
+            out = _attend(q.transpose(1, 2), keys, values, None, self.scale).transpose(1, 2)
+        return self.proj(out.flatten(-2))  # type: ignore[no-any-return]
 
 
 def _over_length(x: Tensor, length: Tensor | float = 1.0) -> Tensor:

@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar_cli.model.alike import Pattern, pattern_of
-from actvar_cli.model.attention import SelfAttention
+from actvar_cli.model.attention import Fill, SelfAttention
 from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter, is_exact
 from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.kernels.usable import preferred
-from actvar_cli.model.neighbours import Around
+from actvar_cli.model.places import InPlace, Places, Uneven, alike
 from actvar_cli.model.products import Linear
 from actvar_cli.model.router import router_of, straight_through
 from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update, previous_updates
@@ -122,13 +121,18 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), Linear(arch.embed_dim, 6 * arch.embed_dim))
         self.gated_scales = config.token_gate.scales_of(index) if config.token_gate else ()
-        self.from_previous = self.from_neighbours = self.skips_attention = False
+        self.from_previous = self.from_neighbours = self.skips_attention = self.rebuilds_kv = False
         if config.token_gate and self.gated_scales:
+            gate, dim = config.token_gate, arch.embed_dim
             self.token_gate = gate_of(config)
-            self.reconstruction = Reconstruction(arch.embed_dim, config.token_gate)
+            self.reconstruction = Reconstruction(dim, dim, gate.rank, gate.reconstruction)
             self.from_previous = self.reconstruction.from_previous
             self.from_neighbours = self.reconstruction.from_neighbours
-            self.skips_attention = config.token_gate.skips == "attention"
+            self.skips_attention = gate.skips == "attention"
+            if gate.kv_rank:
+                # The mean of keys and values is that of the mean: with neighbours, the map is of how these differ.
+                self.kv_reconstruction = Reconstruction(dim, 2 * dim, gate.kv_rank, "low-rank")
+                self.rebuilds_kv = True
 
     def condition(self, cond: Tensor) -> Tensor:
         """The AdaLN parameters (R, 6, C): g1, g2, 1 + scale1, 1 + scale2, shift1, shift2; float32.
@@ -165,15 +169,16 @@ class Block(nn.Module):
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         made = Decisions()
         h = self.normalise(x, scale1, shift1)
-        middle = y = x + g1 * self.attn(h, bias=context.bias)
-        keep = None
+        keep = fill = None
         if context.threshold is not None and self.gated_scales:
             # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
             made.gate = self.token_gate(h, context.scales).detach()
             keep = (made.gate > context.threshold) | ~context.gated
-            made.keep = keep.to(y.dtype)
-            if self.skips_attention:
-                y = self._stand_in(x, y, h, keep)
+            made.keep = keep.to(x.dtype)
+            fill = self._fill_sequence(h, keep) if self.rebuilds_kv else None
+        middle = y = x + g1 * self.attn(h, bias=context.bias, fill=fill)
+        if keep is not None and self.skips_attention:
+            y = self._stand_in(x, y, h, keep)
         h2 = self.normalise(y, scale2, shift2)
         if context.threshold is None or not isinstance(self.ffn, ExpertFFN):
             y = y + g2 * self.ffn(h2)
@@ -195,22 +200,58 @@ class Block(nn.Module):
 
     def _stand_in(self, x: Tensor, y: Tensor, h: Tensor, keep: Tensor) -> Tensor:
         """``y``, what a whole sequence ``x`` has become, with stand-ins for what was not kept."""
+        net: Reconstruction = self.reconstruction
         if not (self.from_previous or self.from_neighbours):
-            return torch.where(keep.unsqueeze(-1), y, x + self.reconstruction(h))
+            return torch.where(keep.unsqueeze(-1), y, x + net(h))
         # Each scale's are made from what the scale before really added, or those around that are computed.
-        sizes = [pn * pn for pn in self.patch_nums]
-        out = list(y.split(sizes, dim=1))
+        before, out, h_at, keep_at = (self._by_scale(whole) for whole in (x, y, h, keep))
         for scale in self.gated_scales:
-            here = slice(sum(sizes[:scale]), sum(sizes[: scale + 1]))
-            if self.from_neighbours:
-                update = out[scale] - x[:, here]
-                rebuilt = self.reconstruction.around(h[:, here], update, keep[:, here], self.patch_nums[scale])
-            else:
-                before = out[scale - 1] - x[:, here.start - sizes[scale - 1] : here.start]
-                previous = previous_update(before, *self.patch_nums[scale - 1 : scale + 1])
-                rebuilt = self.reconstruction(h[:, here], previous)
-            out[scale] = torch.where(keep[:, here, None], out[scale], x[:, here] + rebuilt)
+            places, previous = InPlace(keep_at[scale], self.patch_nums[scale]), None
+            if self.from_previous:
+                sides = self.patch_nums[scale - 1 : scale + 1]
+                previous = previous_update(out[scale - 1] - before[scale - 1], *sides)
+            rebuilt = self.rebuilt(h_at[scale], places, out[scale] - before[scale], previous)
+            out[scale] = places.together(out[scale], before[scale] + rebuilt)
         return torch.cat(out, dim=1)
+
+    def _fill_sequence(self, h: Tensor, keep: Tensor) -> Fill:
+        """What replaces the keys and values of a whole sequence where they are not to ``keep`` (R, L)."""
+        h_at, keep_at = self._by_scale(h), self._by_scale(keep)
+        fills = {
+            scale: self.fill(h_at[scale], InPlace(keep_at[scale], self.patch_nums[scale]))
+            for scale in self.gated_scales
+        }
+
+        def fill(kv: Tensor) -> Tensor:
+            return torch.cat(
+                [fills[s](part) if s in fills else part for s, part in enumerate(self._by_scale(kv))], dim=1
+            )
+
+        return fill
+
+    def _by_scale(self, x: Tensor) -> list[Tensor]:
+        """The scales of a whole sequence ``x`` (R, L, …)."""
+        return list(x.split([pn * pn for pn in self.patch_nums], dim=1))
+
+    def fill(self, h: Tensor, places: Places) -> Fill:
+        """What makes the keys and values of all tokens of one scale from those of the kept ones."""
+        net: Reconstruction = self.kv_reconstruction
+        if not self.from_neighbours:
+            made = net(places.of_rest(h))
+            return lambda kv: places.together(kv, made)
+        made = net(h, None, places.beside)
+        return lambda kv: places.together(kv, places.mean(kv) + made)
+
+    def rebuilt(self, h: Tensor, places: Places, update: Tensor | None, previous: Tensor | None) -> Tensor:
+        """What stands in for the update of the rest of the tokens ``h`` (R, l, C) of a scale.
+
+        For the kinds that read it, ``update`` is of those kept, and ``previous`` (R, l, C) of the scale before.
+        """
+        net: Reconstruction = self.reconstruction
+        if self.from_neighbours:
+            assert update is not None
+            return net(h, places.mean(update), places.beside)  # type: ignore[no-any-return]
+        return net(places.of_rest(h), None if previous is None else places.of_rest(previous))  # type: ignore[no-any-return]
 
     def _sample(self, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
@@ -220,72 +261,41 @@ class Block(nn.Module):
             keep = self.token_gate(h, context.scale, above=context.threshold)
             if context.counter:
                 context.counter.gate(self.index, context.scale, keep)
+        tokens = kept = x.shape[0] * x.shape[1]
         if keep is None or bool(keep.all()):
-            kept, skipped = x.shape[0] * x.shape[1], 0
             middle = torch.addcmul(x, g1, self.attn(h, cache=context.cache))
             out = self._with_ffn(middle, g2, scale2, shift2, context)
-        elif self.token_gate.alike and not is_exact():
-            pattern = pattern_of(tuple(keep[0].tolist()), self.patch_nums[context.scale], keep.device)
-            kept, skipped = len(x) * len(pattern.kept), len(x) * len(pattern.rest)
-            update = g1 * self.attn(h, cache=context.cache, keep=pattern.kept)
-            if not self.skips_attention:
-                before = x.index_select(1, pattern.kept)
-                update = self._with_ffn(before + update, g2, scale2, shift2, context) - before
-            out = middle = x + pattern.together(update, self._rebuilt_alike(h, pattern, update, context))
-            if self.skips_attention:
-                out = self._with_ffn(middle, g2, scale2, shift2, context)
         else:
-            flat = keep.flatten()
-            index, rest = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
-            kept, skipped = len(index), len(rest)
-            attended = self.attn(h, cache=context.cache, keep=keep)
-            # One gather of all AdaLN parameters, as wide rows, is much faster than one for each.
-            wide = ada[:, [0, 1, 3, 5]].flatten(1).index_select(0, index // x.shape[1])
-            gain1, gain2, scale, shift = wide.chunk(4, dim=1)
-            before = x.flatten(0, 1).index_select(0, index)
-            y = torch.addcmul(before, gain1, attended)
+            side = self.patch_nums[context.scale]
+            places: Places
+            apart: tuple[Tensor, ...]
+            if self.token_gate.alike and not is_exact():
+                places = alike(tuple(keep[0].tolist()), side, keep.device)
+                kept, apart = len(x) * len(places.kept), (g1, g2, scale2, shift2)
+            else:
+                places = Uneven(keep, side)
+                kept = len(places.kept)
+                # One gather of all AdaLN parameters, as wide rows, is much faster than one for each.
+                apart = ada[:, [0, 1, 3, 5]].flatten(1).index_select(0, places.kept // x.shape[1]).chunk(4, dim=1)
+            fill = self.fill(h, places) if self.rebuilds_kv else None
+            before = places.of_kept(x)
+            y = torch.addcmul(before, apart[0], self.attn(h, cache=context.cache, places=places, fill=fill))
             if not self.skips_attention:
-                y = self._with_ffn(y, gain2, scale, shift, context)
-            rebuilt = self._rebuilt(h, keep, rest, y - before, context)
-            made = torch.empty_like(x).flatten(0, 1).index_copy_(0, index, y)
-            stand_ins = x.flatten(0, 1).index_select(0, rest) + rebuilt
-            out = middle = made.index_copy_(0, rest, stand_ins).view_as(x)
+                y = self._with_ffn(y, apart[1], apart[2], apart[3], context)
+            rebuilt = self.rebuilt(h, places, y - before, self.previous(context))
+            out = middle = places.together(y, places.of_rest(x) + rebuilt)
             if self.skips_attention:
                 out = self._with_ffn(middle, g2, scale2, shift2, context)
         if context.counter:
-            context.counter.attention(self.index, context.scale, kept, skipped, context.cache.length)
+            context.counter.attention(self.index, context.scale, kept, tokens - kept, context.cache.length)
         if self.from_previous and context.scale + 1 in self.gated_scales:
             context.cache.updates[self.index] = (middle if self.skips_attention else out) - x
         return out
 
-    def _rebuilt(self, h: Tensor, keep: Tensor, rest: Tensor, update: Tensor, context: Sampling) -> Tensor:
-        """What stands in for the update of the tokens ``rest`` (n,) of ``h`` (R, l, C), (n, C).
-
-        ``update`` (m, C) is that of the tokens to ``keep`` (R, l), in their order.
-        """
-        net: Reconstruction = self.reconstruction
-        if self.from_neighbours:
-            around = Around(keep, rest, self.patch_nums[context.scale])
-            known = around.mean(update, keep.flatten().cumsum(0) - 1)
-            return net(h.flatten(0, 1), known, lambda inner: inner.index_select(0, rest) - around.mean(inner))  # type: ignore[no-any-return]
-        previous = self.previous(context).flatten(0, 1).index_select(0, rest) if self.from_previous else None
-        return net(h.flatten(0, 1).index_select(0, rest), previous)  # type: ignore[no-any-return]
-
-    def _rebuilt_alike(self, h: Tensor, pattern: Pattern, update: Tensor, context: Sampling) -> Tensor:
-        """What stands in for the update of a ``pattern``'s rest, (R, n, C); ``update`` (R, m, C) is of those kept."""
-        net: Reconstruction = self.reconstruction
-        if self.from_neighbours:
-
-            def between(inner: Tensor) -> Tensor:
-                kept, rest = (inner.index_select(1, places) for places in (pattern.kept, pattern.rest))
-                return rest - pattern.mean(kept)
-
-            return net(h, pattern.mean(update), between)  # type: ignore[no-any-return]
-        previous = self.previous(context).index_select(1, pattern.rest) if self.from_previous else None
-        return net(h.index_select(1, pattern.rest), previous)  # type: ignore[no-any-return]
-
-    def previous(self, context: Sampling) -> Tensor:
-        """The update of the scale before at the places of this one, (R, l, C)."""
+    def previous(self, context: Sampling) -> Tensor | None:
+        """The update of the scale before at the places of this one, (R, l, C), where it is read."""
+        if not self.from_previous:
+            return None
         before = context.cache.updates[self.index]
         return previous_update(before, *self.patch_nums[context.scale - 1 : context.scale + 1])
 

@@ -163,12 +163,14 @@ class ExpertsConfig(Frozen):
 class TokenGateConfig(Frozen):
     """Which scales and ``blocks`` have a token gate, of which kind and width, and the reconstruction and its rank.
 
-    ``blocks=None`` is all of them. What skipped tokens go without is ``skips``.
+    ``blocks=None`` is all of them. What skipped tokens go without is ``skips``; their keys and values are computed, or
+    with a ``kv_rank`` made by a map of that rank.
     """
 
     scales: tuple[Annotated[int, Field(ge=0)], ...]
     gate_dim: PositiveInt
     rank: PositiveInt
+    kv_rank: Annotated[int, Field(ge=0)] = 0
     kind: GateKind = "learned"
     skips: SkippedPart = "block"
     reconstruction: ReconstructionKind = "low-rank"

@@ -38,9 +38,13 @@ def is_exact() -> bool:
 
 
 def attention_macs(config: ModelConfig, computed: int, skipped: int, length: int) -> int:
-    """MACs of one block's attention: all four projections and the products for computed tokens, K and V for skipped."""
+    """MACs of one block's attention: all four projections and the products for computed tokens, K and V for skipped.
+
+    The latter unless they are made by a `TokenGateConfig.kv_rank`.
+    """
     dim = config.transformer.embed_dim
-    return computed * (4 * dim * dim + 2 * dim * length) + skipped * 2 * dim * dim
+    projected = skipped if not (config.token_gate and config.token_gate.kv_rank) else 0
+    return computed * (4 * dim * dim + 2 * dim * length) + projected * 2 * dim * dim
 
 
 def ffn_macs(config: ModelConfig, token_experts: int, experts: int) -> int:
@@ -64,11 +68,13 @@ def gate_macs(config: ModelConfig, tokens: int) -> int:
 
 def reconstruction_macs(config: ModelConfig, skipped: int, computed: int) -> int:
     """MACs of standing in for ``skipped`` tokens of a scale, of which ``computed`` others are computed."""
-    if not config.token_gate or "low-rank" not in config.token_gate.reconstruction:
+    gate = config.token_gate
+    if not gate:
         return 0
     # What neighbours say is told apart from what they are by the first half of the map, of all tokens.
-    read = skipped + computed if skipped and config.token_gate.reads_neighbours else skipped
-    return (read + skipped) * config.transformer.embed_dim * config.token_gate.rank
+    read = skipped + computed if skipped and gate.reads_neighbours else skipped
+    update = (read + skipped) * gate.rank if "low-rank" in gate.reconstruction else 0
+    return config.transformer.embed_dim * (update + (read + 2 * skipped) * gate.kv_rank)
 
 
 def adaln_macs(config: ModelConfig, rows: int) -> int:

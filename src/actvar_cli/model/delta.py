@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-ADDED = ("router", "token_gate", "reconstruction", "expert_mean")
+ADDED = ("router", "token_gate", "reconstruction", "kv_reconstruction", "expert_mean")
 """Parts of a block that the original does not have, and that are the same at every threshold."""
 
 HIGHEST, OTHERS = 0.1, 1.0

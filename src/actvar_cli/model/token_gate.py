@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar_cli.model.config import ModelConfig, TokenGateConfig
+from actvar_cli.model.config import ModelConfig, ReconstructionKind
 from actvar_cli.model.deciding import Decider, Perceptron
-from actvar_cli.model.neighbours import mean_of_computed
 from actvar_cli.model.products import Linear
 
 
@@ -139,7 +138,7 @@ def grid_order(side: int, device: torch.device) -> Tensor:
 
 
 class Reconstruction(nn.Module):
-    """What stands in for the block's whole update of a token, from the block's input after AdaLN.
+    """What stands in for ``out`` numbers of a skipped token, as the block's update, from the block's input after AdaLN.
 
     ``low-rank``: a low-rank linear map of the input. ``constant``: the same for all tokens. ``identity``: none.
     ``previous``: the update of the scale before at the same place, times a gain for each channel, plus a constant.
@@ -147,28 +146,27 @@ class Reconstruction(nn.Module):
     ``neighbours+low-rank``: that, and a low-rank map of how the input differs from the mean of theirs.
     """
 
-    def __init__(self, dim: int, gate: TokenGateConfig) -> None:
+    def __init__(self, dim: int, out: int, rank: int, kind: ReconstructionKind) -> None:
         super().__init__()
-        kind = gate.reconstruction
         self.by_rank, self.from_previous, self.bias = "low-rank" in kind, "previous" in kind, None
         if self.by_rank:
-            self.down = Linear(dim, gate.rank, bias=False)
-            self.up = Linear(gate.rank, dim)
+            self.down = Linear(dim, rank, bias=False)
+            self.up = Linear(rank, out)
         elif kind != "identity":
-            self.bias = nn.Parameter(torch.zeros(dim))
-        self.from_neighbours = gate.reads_neighbours
+            self.bias = nn.Parameter(torch.zeros(out))
+        self.from_neighbours = "neighbours" in kind
         self.reads_known = self.from_previous or self.from_neighbours
         if self.reads_known:
-            self.gain = nn.Parameter(torch.zeros(dim))
+            self.gain = nn.Parameter(torch.zeros(out))
 
     def forward(
         self, h: Tensor, known: Tensor | None = None, between: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Map (…, C) to the update (…, C).
+        """Map (…, C) to what stands in (…, out).
 
-        ``known`` (…, C), for the kinds that read it, is the update of the scale before, from `previous_update`, or the
-        mean of those around. ``between`` is what comes between the two halves of the low-rank map: it takes the mean of
-        those around from what the first, which has no constant, made. ``None`` where that was taken from ``h``.
+        ``known`` (…, out), for the kinds that read it, is the update of the scale before, from `previous_update`, or
+        the mean of those around. ``between`` is what comes between the two halves of the low-rank map: it takes the
+        mean of those around from what the first, which has no constant, made; ``None`` if that was taken from ``h``.
         """
         if self.by_rank:
             inner = self.down(h.to(self.down.weight.dtype))
@@ -181,15 +179,6 @@ class Reconstruction(nn.Module):
         if self.reads_known:
             assert known is not None
             made = made + self.gain * known
-        return made
-
-    def around(self, h: Tensor, update: Tensor, keep: Tensor, side: int) -> Tensor:
-        """What would stand in for each token (R, side², C) of a scale, by the ``update`` of those to ``keep``.
-
-        For the kinds that look at neighbours; ``keep`` (R, side²).
-        """
-        known = mean_of_computed(update, keep, side)
-        made: Tensor = self(h, known, lambda inner: inner - mean_of_computed(inner, keep, side))
         return made
 
 

@@ -58,6 +58,7 @@ _PART_OF = {
     "router": "router",
     "token_gate": "token_gate",
     "reconstruction": "reconstruction",
+    "kv_reconstruction": "reconstruction",
     "head": "head",
     "head_nm": "head",
 }

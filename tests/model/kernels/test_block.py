@@ -63,8 +63,10 @@ def test_the_same_logits(kind: dict[str, Any], threshold: float | None, calls: l
         {"kind": "deviation"},
         {"reconstruction": "neighbours+low-rank"},
         {"reconstruction": "neighbours", "skips": "attention"},
+        {"reconstruction": "neighbours", "kind": "grid", "skips": "attention", "kv_rank": 3},
+        {"reconstruction": "low-rank", "kv_rank": 3},
     ],
-    ids=lambda gate: "+".join(gate.values()),
+    ids=lambda gate: "+".join(map(str, gate.values())),
 )
 @torch.no_grad()
 def test_gates_of_every_kind(gate: dict[str, Any], calls: list[int]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,11 +16,12 @@ from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.kernels.ffn import TILE, picked_linear
 from actvar_cli.model.kernels.norms import Update, split_heads, sum_adaln
 from actvar_cli.model.kernels.tiles import Tiles, tiles_of
+from actvar_cli.model.places import InPlace
 from actvar_cli.model.products import linear
 from actvar_cli.model.router import NoRouter
 
 if TYPE_CHECKING:
-    from actvar_cli.model.attention import SelfAttention
+    from actvar_cli.model.attention import Fill, SelfAttention
     from actvar_cli.model.block import Block, Sampling
     from actvar_cli.model.cache import KVCache
 
@@ -33,11 +35,12 @@ def sample(block: Block, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
     dtype = block.attn.mat_qkv.weight.dtype
     x, h = sum_adaln(x, context.update, scale1, shift1, block.eps, dtype)
     context.update = None
-    keep = picked = None
+    keep = picked = fill = None
     if context.threshold is not None and context.scale in block.gated_scales:
         keep = block.token_gate(h, context.scale, above=context.threshold)
         picked = tiles_of(keep.flatten().unsqueeze(1), TILE)
-    update = Update(g1, block.attn(h, cache=context.cache, kernels=True, picked=picked))
+        fill = block.fill(h, InPlace(keep, block.patch_nums[context.scale])) if block.rebuilds_kv else None
+    update = Update(g1, block.attn(h, cache=context.cache, fill=fill, kernels=True, picked=picked))
     if keep is not None and block.skips_attention:
         update = _with_stand_ins(block, x, x, update, h, keep, context)
         keep = picked = None
@@ -54,28 +57,34 @@ def _with_stand_ins(
     block: Block, x: Tensor, y: Tensor, update: Update, h: Tensor, keep: Tensor, context: Sampling
 ) -> Update:
     """The ``update`` of ``y`` for tokens to ``keep`` (R, l); others become ``x`` plus what is rebuilt."""
+    whole = None
     if block.from_neighbours:
-        whole = update.gain * update.added
-        if y is not x:
-            whole = y - x + whole
-        rebuilt = block.reconstruction.around(h, whole, keep, block.patch_nums[context.scale])
-    else:
-        rebuilt = block.reconstruction(h, block.previous(context) if block.from_previous else None)
+        whole = update.gain * update.added if y is x else y - x + update.gain * update.added
+    rebuilt = block.rebuilt(h, InPlace(keep, block.patch_nums[context.scale]), whole, block.previous(context))
     return Update(update.gain, update.added, keep, x, rebuilt)
 
 
-def attend(attn: SelfAttention, h: Tensor, cache: KVCache, picked: Tiles | None) -> Tensor:
-    """Attention of ``h`` (R, l, C) over the cache; with ``picked``, of those in its tiles; the rest is anything."""
+def attend(attn: SelfAttention, h: Tensor, cache: KVCache, picked: Tiles | None, fill: Fill | None) -> Tensor:
+    """Attention of ``h`` (R, l, C) over the cache; with ``picked``, of those in its tiles; the rest is anything.
+
+    With ``fill`` it makes keys and values of all tokens from those in the tiles.
+    """
     dim, weight = h.shape[-1], attn.mat_qkv.weight
+    v_bias: Tensor = attn.v_bias
     if picked is None:
         q, kv = linear(h, weight).split([dim, 2 * dim], -1)
+    elif fill is not None:
+        # What fills in goes without another bias.
+        bias = torch.cat((attn.zero_k_bias, attn.zero_k_bias, v_bias))
+        made = picked_linear(h.flatten(0, 1), picked, weight, bias).unflatten(0, h.shape[:2])
+        q, kv, v_bias = made[..., :dim], fill(made[..., dim:]).to(made.dtype), attn.zero_k_bias
     else:
         # The bias is added with the others.
         q = picked_linear(h.flatten(0, 1), picked, weight[:dim], attn.zero_k_bias).view_as(h)
         kv = linear(h, weight[dim:])
     keys, values, first = cache.room(attn.index)
     gain = attn.scale_mul_1H11 if attn.l2_norm else None
-    queries = split_heads(q, kv, attn.q_bias, attn.v_bias, gain, keys, values, first)
+    queries = split_heads(q, kv, attn.q_bias, v_bias, gain, keys, values, first)
     k, v = cache.filled(attn.index)
     out = F.scaled_dot_product_attention(queries.transpose(1, 2), k, v, scale=attn.scale).transpose(1, 2).flatten(2)
     if picked is None:
