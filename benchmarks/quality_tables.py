@@ -105,19 +105,28 @@ def student(file: str, *, full: bool = False) -> str:
 
 
 def reconstruction() -> str:
-    """What each kind of reconstruction explains, by block."""
+    """What each kind of reconstruction explains of what attention adds, by block."""
     r = read("reconstruction.json")
-    blocks = range(len(r["explained"]["constant"]["half"]))
-    rows = [
-        (f"`{kind}`", left_out, *(f"{100 * share:.0f}" for share in found))
-        for left_out in ("half", "three of four")
-        for kind, by_step in r["explained"].items()
-        if kind != "identity" and (found := by_step[left_out])
-    ]
     note = (
         f"`{r['model']}` at a budget of {r['budget']:g}, rank {r['rank']}, {r['images']} pictures; torch {r['torch']}."
     )
-    return markdown(("", "left out", *(f"block {block}" for block in blocks)), rows) + "\n\n" + note
+    return _by_block(r["explained"]) + "\n\n" + note
+
+
+def keys_and_values() -> str:
+    """The same of keys and values, with the same note."""
+    return _by_block(read("reconstruction.json")["keys_and_values"])
+
+
+def _by_block(explained: dict[str, dict[str, list[float]]]) -> str:
+    blocks = range(len(next(iter(explained.values()))["half"]))
+    rows = [
+        (f"`{kind}`", left_out, *(f"{100 * share:.0f}" for share in by_step[left_out]))
+        for left_out in ("half", "three of four")
+        for kind, by_step in explained.items()
+        if kind != "identity"
+    ]
+    return markdown(("", "left out", *(f"block {block}" for block in blocks)), rows)
 
 
 def gates() -> str:

@@ -1,9 +1,9 @@
-"""How much of what attention adds to a token each kind of reconstruction explains, on pictures it was not fitted to.
+"""How much of a token that is left out each kind of reconstruction explains, on pictures it was not fitted to.
 
     python benchmarks/reconstruction.py --images 256
 
-The last scales' tokens are left out on a grid, every second one or three of four, one block at a time. Writes
-benchmarks/results/reconstruction.json.
+Of what attention adds to it, and of its keys and values. The last scales' tokens are left out on a grid, every second
+one or three of four, one block at a time. Writes benchmarks/results/reconstruction.json.
 """
 
 from __future__ import annotations
@@ -19,9 +19,16 @@ import actvar_cli
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.regression import fit_reconstruction
 from actvar_cli.distill.settings import TokensStage
-from actvar_cli.distill.token_stage import LeftOut, add_token_gates, left_out, record_gated
+from actvar_cli.distill.token_stage import (
+    LeftOut,
+    add_token_gates,
+    fit_kv_reconstruction,
+    left_out,
+    record_gated,
+)
+from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.block import Record
-from actvar_cli.model.config import ReconstructionKind
+from actvar_cli.model.config import ModelConfig, ReconstructionKind
 from actvar_cli.model.sampling import SamplingSettings
 from actvar_cli.model.token_gate import Reconstruction
 from actvar_cli.progress import Progress
@@ -39,6 +46,28 @@ def explained(net: Reconstruction, seen: LeftOut, step: int, scale: int) -> floa
     return float(1 - (net(record.h[here], known) - update).square().sum() / update.square().sum())
 
 
+def keys_and_values(
+    attn: SelfAttention, config: ModelConfig, ours: Record, theirs: Record, rank: int, kind: str
+) -> list[float]:
+    """Share of the variance of keys and values on the last scale that a map explains, by step, fitted to ``ours``.
+
+    ``kind`` is `low-rank`, of the token itself, or a map of how it differs from those around. Rank 0 is none.
+    """
+    dim, last = config.transformer.embed_dim, len(config.tokenizer.patch_nums) - 1
+    net = Reconstruction(dim, 2 * dim, max(1, rank), "low-rank")
+    net.from_neighbours = kind != "low-rank"
+    if rank:
+        fit_kv_reconstruction(attn, net, left_out(net, ours, config).record.h, around=net.from_neighbours)
+    seen, shares = left_out(net, theirs, config), []
+    for step in STEPS:
+        here = (seen.step == step) & (seen.scale == last)
+        read, whole = seen.record.h[here], attn.keys_and_values(seen.h[here])
+        wanted = attn.keys_and_values(read, constant=not net.from_neighbours)
+        made = net(read) if rank else torch.zeros(())
+        shares.append(float(1 - (made - wanted).square().sum() / (whole - whole.mean(0)).square().sum()))
+    return shares
+
+
 @torch.no_grad()
 def main() -> None:
     """Record, fit on one half of the pictures, and measure on the other."""
@@ -47,6 +76,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--kv-ranks", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     progress, generator = Progress(), torch.Generator().manual_seed(0)
@@ -62,22 +92,33 @@ def main() -> None:
     )
     records, _ = record_gated(student, samples, None, threshold, generator, progress)
     cut = int(student.transformer.gated_positions().sum()) * (options.images // 2)
-    assert config.token_gate is not None
+    dim = config.transformer.embed_dim
+    halves = [
+        [Record(*(x[part] for x in vars(record).values())) for part in (slice(cut), slice(cut, None))]
+        for record in records
+    ]
     found: dict[str, dict[str, list[float]]] = {}
     for kind in get_args(ReconstructionKind):
-        gate = config.token_gate.model_copy(update={"reconstruction": kind})
         found[kind] = {name: [] for name in STEPS.values()}
-        for record in records:
-            net = Reconstruction(config.transformer.embed_dim, gate)
-            ours, theirs = (
-                Record(*(x[part] for x in vars(record).values())) for part in (slice(cut), slice(cut, None))
-            )
+        for ours, theirs in halves:
+            net = Reconstruction(dim, dim, options.rank, kind)
             fit_reconstruction(net, left_out(net, ours, config).record)
             seen = left_out(net, theirs, config)
             for step, name in STEPS.items():
                 found[kind][name].append(explained(net, seen, step, last))
         print(kind, {name: [round(v, 3) for v in values] for name, values in found[kind].items()}, flush=True)
-    result = {**{k: v for k, v in vars(options).items() if k != "result"}, "explained": found}
+    kv: dict[str, dict[str, list[float]]] = {}
+    for kind, ranks in (("low-rank", options.kv_ranks), ("neighbours", [0]), ("neighbours+low-rank", options.kv_ranks)):
+        for rank in ranks:
+            shares = [
+                keys_and_values(block.attn, config, *half, rank, kind)
+                for block, half in zip(student.transformer.stack, halves, strict=True)
+            ]
+            kv[f"{kind}, rank {rank}" if rank else kind] = {
+                name: [of_block[step] for of_block in shares] for step, name in STEPS.items()
+            }
+            print(kind, rank, [round(of_block[0], 3) for of_block in shares], flush=True)
+    result = {**{k: v for k, v in vars(options).items() if k != "result"}, "explained": found, "keys_and_values": kv}
     options.result.write_text(json.dumps({**result, "torch": torch.__version__}, indent=1) + "\n")
 
 

@@ -17,7 +17,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from quality_tables import compared, demo_quality, draw_compared, gates, reconstruction, student
+from quality_tables import compared, demo_quality, draw_compared, gates, keys_and_values, reconstruction, student
 from tables import RESULTS, ROOT, markdown, named, read
 
 
@@ -304,6 +304,7 @@ def main() -> None:
     fill(results, "half", compared("quality_half.json"))
     fill(results, "low", compared("quality_low.json"))
     fill(results, "reconstruction", reconstruction())
+    fill(results, "keys-and-values", keys_and_values())
     draw_compared("quality.json", ROOT / "docs/images/quality.png")
     fill(results, "large-files", large_files())
     fill(results, "profiles", profiles())

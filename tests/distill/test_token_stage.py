@@ -10,6 +10,7 @@ import torch
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.distill.token_stage import (
+    HANDICAP,
     Trial,
     add_token_gates,
     drop_idle_gates,
@@ -66,12 +67,13 @@ def test_all_gates_are_shifted_to_where_the_student_diverges_least() -> None:
     found = weigh_gates(
         model, lambda: [t._replace(divergence=abs(float(biases[0]) - w)) for t, w in zip(trials, wanted, strict=True)]
     )
-    assert found == [0.5, 0.5]
-    assert [float(bias) for bias in biases] == [50.5, -49.5]
+    # As if they were more harmful than they are before a training.
+    assert found == [0.5 + HANDICAP] * 2
+    assert [float(bias) for bias in biases] == [50.5 + HANDICAP, -49.5 + HANDICAP]
 
 
 @pytest.mark.parametrize("kind", ["grid", "static"])
-@pytest.mark.parametrize("best", [(2.0, 0.5), (1.0, 1.0), (-1.0, 2.0)])
+@pytest.mark.parametrize("best", [(1.0, -0.5), (0.5, 0.5), (-1.0, 2.0)])
 def test_a_gate_of_few_scores_skips_at_each_budget_what_is_best_there(
     best: tuple[float, float], kind: GateKind
 ) -> None:
@@ -89,7 +91,7 @@ def test_a_gate_of_few_scores_skips_at_each_budget_what_is_best_there(
 
     found = weigh_gates(student, trials)
     # Gates cannot skip less at a higher threshold: then there is one shift, and of those that are as good the largest.
-    assert found == ([2.0, 2.0] if best == (-1.0, 2.0) else list(best))
+    assert found == ([2.0, 2.0] if best == (-1.0, 2.0) else [shift + HANDICAP for shift in best])
     for gate, scores in zip(gates, before, strict=True):
         for shift, threshold in zip(found, thresholds, strict=True):
             assert torch.equal(gate.scores + offsets > threshold, scores + shift > threshold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 from actvar_cli.convert.recording import TeacherSamples, decisions_at, record_blocks
 from actvar_cli.convert.regression import fit_low_rank, fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.distill.settings import TokensStage
+from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.block import Record
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
@@ -24,8 +25,11 @@ from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.token_gate import GridGate, Reconstruction, StaticGate, TokenGate, grid_step
 from actvar_cli.progress import Progress
 
-SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 """What is tried to be added to the scores of all gates; with the last, next to nothing is skipped."""
+
+HANDICAP = 1.0
+"""How much more than is best before a training: experts learn to say what others would have said, stand-ins less."""
 
 RECORDED = 8192
 """Tokens that gates and reconstructions are fitted to, about."""
@@ -177,14 +181,18 @@ def fit_token_gates(
                 seen = left_out(block.reconstruction, record, config)
             explained.append(fit_reconstruction(block.reconstruction, seen.record))
             if block.rebuilds_kv:
-                read = seen.record.h
-                made = block.attn.keys_and_values(read, constant=not block.from_neighbours)
-                fit_low_rank(block.kv_reconstruction, read, made)
+                fit_kv_reconstruction(block.attn, block.kv_reconstruction, seen.record.h, around=block.from_neighbours)
             stand_in = block.reconstruction(seen.record.h, seen.record.known)
             error = relative_energy(stand_in - seen.record.update, seen.record.out) - per_expert
             _fit_gate(block.token_gate, seen, error, generator)
             task.advance(note=f"explains {explained[-1]:.2f}")
     return tuple(explained)
+
+
+def fit_kv_reconstruction(attn: SelfAttention, net: Reconstruction, read: Tensor, *, around: bool) -> None:
+    """Fit ``net`` to the keys and values of tokens ``read`` (n, C), or how these differ from those ``around``."""
+    # What is constant then comes with the means of their keys and values.
+    fit_low_rank(net, read, attn.keys_and_values(read, constant=not around))
 
 
 def _fit_gate(gate: TokenGate | StaticGate, seen: LeftOut, error: Tensor, generator: torch.Generator) -> None:
@@ -212,9 +220,16 @@ class Trial(NamedTuple):
     divergence: float
 
 
+def _handicapped(divergences: Mapping[float, float]) -> float:
+    """The shift of the least of ``divergences``, of those that are as good the one that skips least, and the handicap."""
+    return min(min(reversed(SHIFTS), key=divergences.__getitem__) + HANDICAP, SHIFTS[-1])
+
+
 @torch.no_grad()
 def weigh_gates(student: ActVAR, trials: Callable[[], list[Trial]]) -> list[float]:
     """Shift the scores of all gates by those of `SHIFTS` under which ``trials``, one for each budget, diverge least.
+
+    And by the `HANDICAP` more.
 
     How much a skipped token harms, beside an expert left out, depends on how much is left out, and on what the experts
     have learned by then. Where each gate's scores are few numbers, those near a budget's threshold are shifted by what
@@ -229,10 +244,10 @@ def weigh_gates(student: ActVAR, trials: Callable[[], list[Trial]]) -> list[floa
         found[shift] = trials()
         for gate in gates:
             gate.shift(-shift)
-    # Of those that are as good, the one that skips least.
-    common = min(reversed(SHIFTS), key=lambda shift: sum(trial.divergence for trial in found[shift]))
+
+    common = _handicapped({shift: sum(trial.divergence for trial in tried) for shift, tried in found.items()})
     each = [
-        min(reversed(SHIFTS), key=lambda shift: round(found[shift][budget].divergence, 2))
+        _handicapped({shift: round(tried[budget].divergence, 2) for shift, tried in found.items()})
         for budget in range(len(found[common]))
     ]
     # A gate's own score at which it begins to skip, and how much is added to it there.
