@@ -221,7 +221,7 @@ class Trial(NamedTuple):
 
 
 def _handicapped(divergences: Mapping[float, float]) -> float:
-    """The shift of the least of ``divergences``, of those that are as good the one that skips least, and the handicap."""
+    """The shift of the least of ``divergences``, of equals the one that skips least, and the handicap."""
     return min(min(reversed(SHIFTS), key=divergences.__getitem__) + HANDICAP, SHIFTS[-1])
 
 
