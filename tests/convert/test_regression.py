@@ -6,7 +6,7 @@ import torch
 
 from actvar_cli.convert.regression import fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.model.block import Record
-from actvar_cli.model.config import TokenGateConfig
+from actvar_cli.model.config import ReconstructionKind
 from actvar_cli.model.router import Router
 from actvar_cli.model.token_gate import Reconstruction
 
@@ -15,9 +15,8 @@ def seen(h: torch.Tensor, update: torch.Tensor, previous: torch.Tensor | None = 
     return Record(h, h, h, update, torch.zeros_like(h) if previous is None else previous, h + update)
 
 
-def reconstruction(kind: str, rank: int = 3) -> Reconstruction:
-    gate = TokenGateConfig(scales=(1,), gate_dim=8, rank=rank, reconstruction=kind)
-    return Reconstruction(24, gate).requires_grad_(False)
+def reconstruction(kind: ReconstructionKind, rank: int = 3) -> Reconstruction:
+    return Reconstruction(24, 24, rank, kind).requires_grad_(False)
 
 
 def test_relative_energy_is_a_log_ratio() -> None:
@@ -52,7 +51,7 @@ def test_each_kind_explains_what_it_is_made_of() -> None:
     low_rank = torch.randn(24, 3, generator=generator) @ torch.randn(3, 24, generator=generator)
 
     def explained(update: torch.Tensor) -> list[float]:
-        kinds = ("identity", "constant", "previous", "low-rank", "previous+low-rank")
+        kinds: tuple[ReconstructionKind, ...] = ("identity", "constant", "previous", "low-rank", "previous+low-rank")
         return [round(fit_reconstruction(reconstruction(kind), seen(h, update, previous)), 2) for kind in kinds]
 
     assert explained(constant.expand(2000, -1)) == [0, 1, 1, 1, 1]
