@@ -47,23 +47,22 @@ def explained(net: Reconstruction, seen: LeftOut, step: int, scale: int) -> floa
 
 
 def keys_and_values(
-    attn: SelfAttention, config: ModelConfig, ours: Record, theirs: Record, rank: int, kind: str
+    attn: SelfAttention, config: ModelConfig, ours: Record, theirs: Record, rank: int, *, around: bool
 ) -> list[float]:
     """Share of the variance of keys and values on the last scale that a map explains, by step, fitted to ``ours``.
 
-    ``kind`` is `low-rank`, of the token itself, or a map of how it differs from those around. Rank 0 is none.
+    Of the token itself, or with ``around`` of how it differs from those. Rank 0 is no map.
     """
     dim, last = config.transformer.embed_dim, len(config.tokenizer.patch_nums) - 1
-    net = Reconstruction(dim, 2 * dim, max(1, rank), "low-rank")
-    net.from_neighbours = kind != "low-rank"
-    if rank:
-        fit_kv_reconstruction(attn, net, left_out(net, ours, config).record.h, around=net.from_neighbours)
-    seen, shares = left_out(net, theirs, config), []
+    net = Reconstruction(dim, 2 * dim, rank, "low-rank") if rank else None
+    if net:
+        fit_kv_reconstruction(attn, net, left_out(ours, config, around=around).record.h, around=around)
+    seen, shares = left_out(theirs, config, around=around), []
     for step in STEPS:
         here = (seen.step == step) & (seen.scale == last)
         read, whole = seen.record.h[here], attn.keys_and_values(seen.h[here])
-        wanted = attn.keys_and_values(read, constant=not net.from_neighbours)
-        made = net(read) if rank else torch.zeros(())
+        wanted = attn.keys_and_values(read, constant=not around)
+        made = net(read) if net else torch.zeros(())
         shares.append(float(1 - (made - wanted).square().sum() / (whole - whole.mean(0)).square().sum()))
     return shares
 
@@ -102,8 +101,8 @@ def main() -> None:
         found[kind] = {name: [] for name in STEPS.values()}
         for ours, theirs in halves:
             net = Reconstruction(dim, dim, options.rank, kind)
-            fit_reconstruction(net, left_out(net, ours, config).record)
-            seen = left_out(net, theirs, config)
+            fit_reconstruction(net, left_out(ours, config, around=net.from_neighbours).record)
+            seen = left_out(theirs, config, around=net.from_neighbours)
             for step, name in STEPS.items():
                 found[kind][name].append(explained(net, seen, step, last))
         print(kind, {name: [round(v, 3) for v in values] for name, values in found[kind].items()}, flush=True)
@@ -111,7 +110,7 @@ def main() -> None:
     for kind, ranks in (("low-rank", options.kv_ranks), ("neighbours", [0]), ("neighbours+low-rank", options.kv_ranks)):
         for rank in ranks:
             shares = [
-                keys_and_values(block.attn, config, *half, rank, kind)
+                keys_and_values(block.attn, config, *half, rank, around="neighbours" in kind)
                 for block, half in zip(student.transformer.stack, halves, strict=True)
             ]
             kv[f"{kind}, rank {rank}" if rank else kind] = {

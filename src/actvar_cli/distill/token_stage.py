@@ -19,7 +19,7 @@ from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.block import Record
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
-from actvar_cli.model.neighbours import mean_of_computed
+from actvar_cli.model.places import InPlace
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.token_gate import GridGate, Reconstruction, StaticGate, TokenGate, grid_step
@@ -86,10 +86,11 @@ class LeftOut:
     step: Tensor
 
 
-def left_out(net: Reconstruction, record: Record, config: ModelConfig) -> LeftOut:
+def left_out(record: Record, config: ModelConfig, *, around: bool) -> LeftOut:
     """The tokens of a ``record`` of all gated scales, one row after the other, as they are when left out on a grid.
 
-    Each is once among every second token, of the even or of the odd places.
+    Each is once among every second token, of the even or of the odd places. With ``around``, as reconstructions see
+    them that look at neighbours.
     """
     assert config.token_gate is not None
     scales = config.token_gate.scales
@@ -105,9 +106,9 @@ def left_out(net: Reconstruction, record: Record, config: ModelConfig) -> LeftOu
         steps = grid_step(side, h.device)
         for step, keep in ((0, steps > 0), (1, steps > 1), (-1, steps == 0)):
             seen, told = h, known
-            if net.from_neighbours:
-                every = keep.expand(h.shape[:2])
-                seen, told = h - mean_of_computed(h, every, side), mean_of_computed(update, every, side)
+            if around:
+                here = InPlace(keep.expand(h.shape[:2]), side)
+                seen, told = here.beside(h), here.mean(update)
             tokens = [x[:, ~keep].flatten(0, 1) for x in (h, seen, update, told, out)]
             numbers = torch.tensor([scale, step], device=h.device).expand(len(tokens[0]), 2).unbind(1)
             found.append((*tokens, *numbers))
@@ -178,7 +179,7 @@ def fit_token_gates(
         for block, record in zip(blocks, records, strict=True):
             seen = LeftOut(record.h, record, scales, torch.zeros_like(scales))
             if whole:
-                seen = left_out(block.reconstruction, record, config)
+                seen = left_out(record, config, around=block.from_neighbours)
             explained.append(fit_reconstruction(block.reconstruction, seen.record))
             if block.rebuilds_kv:
                 fit_kv_reconstruction(block.attn, block.kv_reconstruction, seen.record.h, around=block.from_neighbours)

@@ -169,16 +169,19 @@ class Block(nn.Module):
         g1, g2, scale1, scale2, shift1, shift2 = over_tokens(ada)
         made = Decisions()
         h = self.normalise(x, scale1, shift1)
-        keep = fill = None
+        fill = None
+        places: dict[int, InPlace] = {}
         if context.threshold is not None and self.gated_scales:
             # The gate's decision is hard and carries no gradient: see docs/method.md, "What the gate learns from".
             made.gate = self.token_gate(h, context.scales).detach()
             keep = (made.gate > context.threshold) | ~context.gated
             made.keep = keep.to(x.dtype)
-            fill = self._fill_sequence(h, keep) if self.rebuilds_kv else None
+            keep_at = self._by_scale(keep)
+            places = {scale: InPlace(keep_at[scale], self.patch_nums[scale]) for scale in self.gated_scales}
+            fill = self._fill_sequence(h, places) if self.rebuilds_kv else None
         middle = y = x + g1 * self.attn(h, bias=context.bias, fill=fill)
-        if keep is not None and self.skips_attention:
-            y = self._stand_in(x, y, h, keep)
+        if places and self.skips_attention:
+            y = self._stand_in(x, y, h, places)
         h2 = self.normalise(y, scale2, shift2)
         if context.threshold is None or not isinstance(self.ffn, ExpertFFN):
             y = y + g2 * self.ffn(h2)
@@ -193,34 +196,30 @@ class Block(nn.Module):
             previous = previous_updates(update, self.patch_nums) if self.from_previous else update[..., :0]
             parts = (h, h2, g2.expand_as(x), update, previous, out)
             context.records.append(Record(*(t.detach().flatten(0, 1)[context.pick].float() for t in parts)))
-        if keep is not None and not self.skips_attention:
-            y = self._stand_in(x, y, h, keep)
+        if places and not self.skips_attention:
+            y = self._stand_in(x, y, h, places)
         context.decisions.append(made)
         return y  # type: ignore[no-any-return]
 
-    def _stand_in(self, x: Tensor, y: Tensor, h: Tensor, keep: Tensor) -> Tensor:
-        """``y``, what a whole sequence ``x`` has become, with stand-ins for what was not kept."""
-        net: Reconstruction = self.reconstruction
-        if not (self.from_previous or self.from_neighbours):
-            return torch.where(keep.unsqueeze(-1), y, x + net(h))
-        # Each scale's are made from what the scale before really added, or those around that are computed.
-        before, out, h_at, keep_at = (self._by_scale(whole) for whole in (x, y, h, keep))
-        for scale in self.gated_scales:
-            places, previous = InPlace(keep_at[scale], self.patch_nums[scale]), None
+    def _stand_in(self, x: Tensor, y: Tensor, h: Tensor, places: dict[int, InPlace]) -> Tensor:
+        """``y``, what a whole sequence ``x`` became, with stand-ins for what was not kept at scales with ``places``.
+
+        Each scale's are made from what the scale before really added, or those around that are computed.
+        """
+        before, out, h_at = (self._by_scale(whole) for whole in (x, y, h))
+        for scale, here in places.items():
+            previous = None
             if self.from_previous:
                 sides = self.patch_nums[scale - 1 : scale + 1]
                 previous = previous_update(out[scale - 1] - before[scale - 1], *sides)
-            rebuilt = self.rebuilt(h_at[scale], places, out[scale] - before[scale], previous)
-            out[scale] = places.together(out[scale], before[scale] + rebuilt)
+            rebuilt = self.rebuilt(h_at[scale], here, out[scale] - before[scale], previous)
+            out[scale] = here.together(out[scale], before[scale] + rebuilt)
         return torch.cat(out, dim=1)
 
-    def _fill_sequence(self, h: Tensor, keep: Tensor) -> Fill:
-        """What replaces the keys and values of a whole sequence where they are not to ``keep`` (R, L)."""
-        h_at, keep_at = self._by_scale(h), self._by_scale(keep)
-        fills = {
-            scale: self.fill(h_at[scale], InPlace(keep_at[scale], self.patch_nums[scale]))
-            for scale in self.gated_scales
-        }
+    def _fill_sequence(self, h: Tensor, places: dict[int, InPlace]) -> Fill:
+        """What replaces the keys and values of a whole sequence where they are not kept."""
+        h_at = self._by_scale(h)
+        fills = {scale: self.fill(h_at[scale], here) for scale, here in places.items()}
 
         def fill(kv: Tensor) -> Tensor:
             return torch.cat(

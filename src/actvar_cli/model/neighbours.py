@@ -29,10 +29,18 @@ def _nearest(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return found.indices, found.values
 
 
-def mean_of_computed(x: Tensor, keep: Tensor, side: int) -> Tensor:
-    """For every token of ``x`` (R, side², C) the mean of those around it that are to ``keep`` (R, side²); else 0."""
-    weights = nearness(side, x.device) * keep.unsqueeze(1)
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1)
+def weights_of_computed(keep: Tensor, side: int) -> Tensor:
+    """Weights (R, side², side²) of all tokens in each one's mean of those around it to ``keep`` (R, side²)."""
+    weights = nearness(side, keep.device) * keep.unsqueeze(1)
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1)
+
+
+def mean_of_computed(x: Tensor, keep: Tensor, side: int, weights: Tensor | None = None) -> Tensor:
+    """For every token of ``x`` (R, side², C) the mean of those around it that are to ``keep`` (R, side²); else 0.
+
+    ``weights`` are those of `weights_of_computed`, for who needs several means.
+    """
+    weights = weights_of_computed(keep, side) if weights is None else weights
     # What was not computed may be anything.
     return weights.to(x.dtype) @ torch.where(keep.unsqueeze(-1), x, x.new_zeros(()))
 

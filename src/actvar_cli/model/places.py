@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from actvar_cli.model.neighbours import Around, mean_of_computed
+from actvar_cli.model.neighbours import Around, mean_of_computed, weights_of_computed
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,10 @@ class InPlace:
     def __init__(self, keep: Tensor, side: int) -> None:
         self.keep, self.side = keep, side
 
+    @cached_property
+    def _weights(self) -> Tensor:
+        return weights_of_computed(self.keep, self.side)
+
     def of_kept(self, x: Tensor) -> Tensor:
         """See `Alike.of_kept`."""
         return x
@@ -118,7 +122,7 @@ class InPlace:
 
     def mean(self, kept: Tensor) -> Tensor:
         """See `Alike.mean`."""
-        return mean_of_computed(kept, self.keep, self.side)
+        return mean_of_computed(kept, self.keep, self.side, self._weights)
 
     def beside(self, x: Tensor) -> Tensor:
         """See `Alike.beside`."""

@@ -35,18 +35,19 @@ def sample(block: Block, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
     dtype = block.attn.mat_qkv.weight.dtype
     x, h = sum_adaln(x, context.update, scale1, shift1, block.eps, dtype)
     context.update = None
-    keep = picked = fill = None
+    keep = picked = fill = places = None
     if context.threshold is not None and context.scale in block.gated_scales:
         keep = block.token_gate(h, context.scale, above=context.threshold)
         picked = tiles_of(keep.flatten().unsqueeze(1), TILE)
-        fill = block.fill(h, InPlace(keep, block.patch_nums[context.scale])) if block.rebuilds_kv else None
+        places = InPlace(keep, block.patch_nums[context.scale])
+        fill = block.fill(h, places) if block.rebuilds_kv else None
     update = Update(g1, block.attn(h, cache=context.cache, fill=fill, kernels=True, picked=picked))
-    if keep is not None and block.skips_attention:
-        update = _with_stand_ins(block, x, x, update, h, keep, context)
-        keep = picked = None
+    if places and block.skips_attention:
+        update = _with_stand_ins(block, x, x, update, h, places, context)
+        keep = picked = places = None
     y, h2 = sum_adaln(x, update, scale2, shift2, block.eps, dtype)
     update = Update(g2, _ffn(block, h2, context, keep, picked))
-    context.update = update if keep is None else _with_stand_ins(block, x, y, update, h, keep, context)
+    context.update = _with_stand_ins(block, x, y, update, h, places, context) if places else update
     if block.from_previous and context.scale + 1 in block.gated_scales:
         after = y if block.skips_attention else sum_adaln(y, context.update, scale1, shift1, block.eps, dtype)[0]
         context.cache.updates[block.index] = after - x
@@ -54,14 +55,14 @@ def sample(block: Block, x: Tensor, ada: Tensor, context: Sampling) -> Tensor:
 
 
 def _with_stand_ins(
-    block: Block, x: Tensor, y: Tensor, update: Update, h: Tensor, keep: Tensor, context: Sampling
+    block: Block, x: Tensor, y: Tensor, update: Update, h: Tensor, places: InPlace, context: Sampling
 ) -> Update:
-    """The ``update`` of ``y`` for tokens to ``keep`` (R, l); others become ``x`` plus what is rebuilt."""
+    """The ``update`` of ``y`` for tokens that are kept; others become ``x`` plus what is rebuilt."""
     whole = None
     if block.from_neighbours:
         whole = update.gain * update.added if y is x else y - x + update.gain * update.added
-    rebuilt = block.rebuilt(h, InPlace(keep, block.patch_nums[context.scale]), whole, block.previous(context))
-    return Update(update.gain, update.added, keep, x, rebuilt)
+    rebuilt = block.rebuilt(h, places, whole, block.previous(context))
+    return Update(update.gain, update.added, places.keep, x, rebuilt)
 
 
 def attend(attn: SelfAttention, h: Tensor, cache: KVCache, picked: Tiles | None, fill: Fill | None) -> Tensor:
