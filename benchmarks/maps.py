@@ -49,7 +49,7 @@ def main() -> None:
     """Sample, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="var-fashion-actvar")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.4, 0.3])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model = actvar_cli.load(args.model)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import actvar_cli
+from actvar_cli.convert.calibration import NEAR
 from actvar_cli.convert.convert import router_dim, with_experts
 from actvar_cli.convert.recording import decisions_at, draw_samples
 from actvar_cli.convert.settings import ConvertSettings
@@ -123,9 +124,12 @@ def _stretched(index: int, of: int, to: int) -> int:
 def setting_for(config: ModelConfig, scores: Scores, images: int, cost: float) -> Setting:
     """The setting at which a model of ``config`` costs ``cost`` when its tokens have these scores.
 
-    One row spends what it cannot cost as the student does: the most scales in both rows that are not too much.
+    One row spends what it cannot cost as the student does: the most scales in both rows that are not too much. Where it
+    costs just that with nothing left out, nothing is.
     """
     if config.guidance:
+        if abs(_cost(config, scores, images, EVERYTHING) - cost) <= NEAR * cost:
+            return Setting(EVERYTHING)
         for paired in reversed(range(2, len(config.tokenizer.patch_nums))):
             if _cost(config, scores, images, EVERYTHING, paired) <= cost:
                 return Setting(EVERYTHING, paired)
@@ -146,22 +150,22 @@ def _cost(config: ModelConfig, scores: Scores, images: int, threshold: float, pa
         for block in range(config.transformer.depth):
             on, kept = scores[block, scale][:tokens] > threshold, tokens
             gated = config.token_gate and scale in config.token_gate.scales_of(block)
-            if gated:
+            if gated and threshold > EVERYTHING:
                 counter.gate(block, scale, on)
                 kept = int(on.sum())
             counter.attention(block, scale, kept, tokens - kept, length)
-            counter.experts(block, scale, kept, None if config.token_gate or paired else on)
+            counter.experts(block, scale, kept, None if config.token_gate or threshold == EVERYTHING else on)
     return counter.cost
 
 
 def decide(model: ActVAR, samplings: Sequence[Scores], images: int, cost: float) -> None:
     """Let ``model``, from one of the above, decide by whether scores exceed the threshold of `setting_for`.
 
-    Those of ``samplings`` serve for one sampling each, in turn. With both rows at some scales nothing is left out.
+    Those of ``samplings`` serve for one sampling each, in turn.
     """
     setting = setting_for(model.config, samplings[0], images, cost)
     assert setting.threshold is not None
-    if setting.paired_scales:
+    if setting.threshold == EVERYTHING:
         model.setting = setting
         return
     part = "token_gate" if model.config.token_gate else "router"

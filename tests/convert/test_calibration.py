@@ -88,6 +88,22 @@ def test_a_large_model_is_measured_on_few_images_once_each() -> None:
     assert len(dials) == 3
 
 
+def test_where_one_row_costs_a_budget_nothing_is_left_out_and_no_router_asked() -> None:
+    model = tiny_model(experts=True, guidance=True)
+    whole = measured_cost(model, EVERYTHING, images=1, seed=0)
+    near, below = round(whole / 1.003, 4), round(whole / 1.02, 4)
+    model.configure(dials=calibrate_dials(model, [near, below], span=SPAN, seed=0, progress=Progress()))
+    assert [dial.budget for dial in model.config.dials] == [below, near]
+    found = {}
+    for budget in (below, near):
+        model.set_budget(budget)
+        counter = WorkCounter(model.config)
+        model.sample_tokens([0, 1, 2], seed=0, counter=counter)
+        found[budget] = counter
+    assert found[near].cost == pytest.approx(whole)
+    assert found[near].by_part()["router"] == 0 < found[below].by_part()["router"]
+
+
 def test_dials_of_both_rows_are_above_the_highest_and_cost_what_they_say() -> None:
     model = tiny_model(experts=True, guidance=True, delta=True)
     highest = measured_cost(model, EVERYTHING, images=1, seed=0)

@@ -13,7 +13,7 @@ import torch
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.evaluate.agreement import guided_logits
 from actvar_cli.model.cache import KVCache
-from actvar_cli.model.config import Dial, ModelConfig
+from actvar_cli.model.config import EVERYTHING, Dial, ModelConfig
 from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.guidance import guidance_at, guidance_by_position, guide
 from actvar_cli.model.sampling import SamplingSettings, Setting, single_rows
@@ -178,6 +178,15 @@ def test_between_budgets_that_begin_differently_the_lower_one_holds() -> None:
         assert model.setting == (pytest.approx(threshold), paired)
     model.set_budget(1.0)
     assert model.setting == (None, 0)
+
+
+def test_below_a_budget_where_nothing_is_left_out_the_lower_one_holds() -> None:
+    model = tiny_model(experts=True, guidance=True)
+    rows = [(0.4, 2.0), (0.45, 1.0), (0.5, EVERYTHING)]
+    model.configure(dials=tuple(Dial(budget=b, threshold=t, cost=b) for b, t in rows))
+    for budget, threshold in {0.425: 1.5, 0.49: 1.0, 0.5: EVERYTHING, 0.6: EVERYTHING}.items():
+        model.set_budget(budget)
+        assert model.threshold == pytest.approx(threshold)
 
 
 def test_a_budget_above_what_one_row_can_cost_is_its_most() -> None:

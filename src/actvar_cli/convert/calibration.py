@@ -25,6 +25,9 @@ SURE_IMAGES, SURE_TOLERANCE, SURE_TRIALS = 128, 0.002, 3
 APART = 0.15
 """How far from two thresholds that were measured the next one is, as a share of what lies between them."""
 
+NEAR = 0.005
+"""How near to a budget, as a share of it, the cost of everything must be for nothing to be left out there."""
+
 Cost = Callable[[float], float]
 """The cost at a threshold."""
 
@@ -135,9 +138,13 @@ def calibrate_dials(
 
     What costs about that, a few images tell, what just that, then ``images``; these few, they are all there is.
     ``span`` brackets the thresholds. With a ``guess``, which tells the cost before anything was measured, only the
-    lowest, the highest and one between are measured, and the rest follows.
+    lowest, the highest and one between are measured, and the rest follows. Where one row has learned guidance, a budget
+    that it costs with nothing left out gets that: what asking routers takes would have to be made up for by experts.
     """
-    budgets = sorted(budgets)
+    # Without one row, nothing left out is the dense model. All images cost the same.
+    whole = measured_cost(model, EVERYTHING, images=1, seed=seed) if model.config.guidance else 1.0
+    met = [Dial(budget=b, threshold=EVERYTHING, cost=whole) for b in budgets if abs(whole - b) <= NEAR * b]
+    budgets = sorted({*budgets} - {dial.budget for dial in met})
     measured = budgets if guess is None else sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]})
     last = images, SURE_TOLERANCE, SURE_TRIALS if guess is None else 1
     rounds = [(ROUGH_IMAGES, ROUGH_TOLERANCE, ROUGH_TRIALS), last] if images > ROUGH_IMAGES else [last]
@@ -152,7 +159,8 @@ def calibrate_dials(
             curve = costs.at
     if guess is not None:
         found = {budget: costs.solve(budget) for budget in budgets if costs.reaches(budget)}
-    return tuple(Dial(budget=b, threshold=found[b], cost=costs.at(found[b])) for b in budgets if b in found)
+    dials = [Dial(budget=b, threshold=found[b], cost=costs.at(found[b])) for b in budgets if b in found]
+    return tuple(sorted(dials + met, key=lambda dial: dial.budget))
 
 
 def dials_of_both_rows(model: ActVAR, budget: float, *, seed: int, progress: Progress) -> tuple[Dial, ...]:

@@ -36,7 +36,7 @@ from actvar_cli.model.guidance import guidance_by_position, guide
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, rows_of
 from actvar_cli.progress import Progress
 
-LOW_BUDGETS = (0.35, 0.4, 0.45, 0.5, 0.55)
+LOW_BUDGETS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.49, 0.5, 0.55)
 """Budgets that get a threshold besides those trained for and those of a conversion, as far as they can be reached."""
 
 LEARNS = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from actvar_cli.errors import ActvarError
 from actvar_cli.model import graphs
-from actvar_cli.model.config import ModelConfig
+from actvar_cli.model.config import EVERYTHING, ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import keep_memory
 from actvar_cli.model.guidance import guidance_at, guide
@@ -168,9 +168,9 @@ class ActVAR(nn.Module):
     def setting_for(self, budget: float) -> Setting:
         """What it takes to work at ``budget`` (share of the dense model's FLOPs); ``1.0`` is dense.
 
-        Between two calibrated budgets the threshold is interpolated, if they differ in that alone; else it is the lower
-        one that holds. Raises ValueError outside the calibrated range; but a model that has learned guidance does its
-        most at any budget above.
+        Between two calibrated budgets the threshold is interpolated, if they differ in that alone and something is left
+        out at both; else it is the lower one that holds. Raises ValueError outside the calibrated range; but a model
+        that has learned guidance does its most at any budget above.
         """
         if budget == 1.0:
             return Setting()
@@ -184,8 +184,8 @@ class ActVAR(nn.Module):
             raise ValueError(f"budget {budget:g} is outside the calibrated range {low:g} to {high:g} (or 1 for dense)")
         below = next(dial for dial in reversed(dials) if dial.budget <= budget)
         above = next((dial for dial in dials if dial.budget > budget), below)
-        share = 0.0
-        if below is not above and below.paired_scales == above.paired_scales:
+        share, apart = 0.0, above.budget > below.budget
+        if apart and below.paired_scales == above.paired_scales and above.threshold > EVERYTHING:
             share = (budget - below.budget) / (above.budget - below.budget)
         return Setting(below.threshold + share * (above.threshold - below.threshold), below.paired_scales)
 
