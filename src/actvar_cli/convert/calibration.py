@@ -19,7 +19,7 @@ ROUGH_IMAGES, ROUGH_TOLERANCE, ROUGH_TRIALS = 24, 0.01, 10
 """Images that are sampled to find about which threshold costs what; how near to a budget, as a share of it, the cost of
 one must be to be taken; and how many measurements that may take."""
 
-SURE_IMAGES, SURE_TOLERANCE, SURE_TRIALS = 128, 0.002, 3
+SURE_IMAGES, SURE_TOLERANCE, SURE_TRIALS = 128, 0.002, 6
 """The same for what a threshold costs in the end: on few images, chance alone is half a percent."""
 
 APART = 0.15
