@@ -125,10 +125,12 @@ def main() -> None:
             # What is not measured now stays, if it was measured in the same place.
             before = runs.get(name, {})
             cells = before["cells"] if before and where.items() <= before.items() else []
-            run = runs[name] = {**where, "cells": [cell for cell in cells if cell["kind"] not in args.kinds]}
+            stay = [c for c in cells if c["kind"] not in args.kinds or c["asked"] not in args.costs]
+            run = runs[name] = {**where, "cells": stay}
             for cell in measure(dense, batch, args.repeats, args.kinds, args.costs):
                 print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
                 run["cells"].append(cell)
+                run["cells"].sort(key=lambda c: (list(KINDS).index(c["kind"]), -c["asked"]))
                 output.write_text(json.dumps(runs, indent=1) + "\n")
 
 

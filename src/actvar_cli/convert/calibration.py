@@ -32,6 +32,11 @@ Cost = Callable[[float], float]
 """The cost at a threshold."""
 
 
+def takes_everything(whole: float, budget: float) -> bool:
+    """Whether nothing is left out at ``budget`` where one row costs ``whole`` with everything computed."""
+    return abs(whole - budget) <= NEAR * budget
+
+
 @torch.inference_mode()
 def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int, paired_scales: int = 0) -> float:
     """Cost of free-running sampling at ``threshold``, counted by the model on ``images`` images."""
@@ -143,7 +148,7 @@ def calibrate_dials(
     """
     # Without one row, nothing left out is the dense model. All images cost the same.
     whole = measured_cost(model, EVERYTHING, images=1, seed=seed) if model.config.guidance else 1.0
-    met = [Dial(budget=b, threshold=EVERYTHING, cost=whole) for b in budgets if abs(whole - b) <= NEAR * b]
+    met = [Dial(budget=b, threshold=EVERYTHING, cost=whole) for b in budgets if takes_everything(whole, b)]
     budgets = sorted({*budgets} - {dial.budget for dial in met})
     measured = budgets if guess is None else sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]})
     last = images, SURE_TOLERANCE, SURE_TRIALS if guess is None else 1

@@ -37,7 +37,11 @@ from actvar_cli.model.sampling import ActVAR, SamplingSettings, rows_of
 from actvar_cli.progress import Progress
 
 LOW_BUDGETS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.49, 0.5, 0.55)
-"""Budgets that get a threshold besides those trained for and those of a conversion, as far as they can be reached."""
+"""Budgets that get a threshold besides those trained for and those of a conversion, as far as they can be reached.
+
+Between one at which something is left out and one at which nothing is, the lower one holds: hence 0.49, just below a
+half, which one row costs.
+"""
 
 LEARNS = {
     "experts": (".ffn.", ".router.", "reconstruction."),

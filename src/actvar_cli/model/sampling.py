@@ -183,10 +183,10 @@ class ActVAR(nn.Module):
         if not low <= budget <= high:
             raise ValueError(f"budget {budget:g} is outside the calibrated range {low:g} to {high:g} (or 1 for dense)")
         below = next(dial for dial in reversed(dials) if dial.budget <= budget)
-        above = next((dial for dial in dials if dial.budget > budget), below)
-        share, apart = 0.0, above.budget > below.budget
-        if apart and below.paired_scales == above.paired_scales and above.threshold > EVERYTHING:
-            share = (budget - below.budget) / (above.budget - below.budget)
+        above = next((dial for dial in dials if dial.budget > budget), None)
+        if not above or above.paired_scales != below.paired_scales or above.threshold <= EVERYTHING:
+            return Setting(below.threshold, below.paired_scales)
+        share = (budget - below.budget) / (above.budget - below.budget)
         return Setting(below.threshold + share * (above.threshold - below.threshold), below.paired_scales)
 
     @torch.inference_mode()
