@@ -60,8 +60,8 @@ def experts_in(dense: ActVAR) -> ActVAR:
 
 def one_row_in(dense: ActVAR) -> ActVAR:
     """``dense`` with experts, and one row for each image that has learned guidance, as the student has."""
-    model = experts_in(dense)
-    return _like(dense, rebuilt(model, model.config.model_copy(update={"guidance": GuidanceConfig(cfg=1.5)})))
+    model, guidance = experts_in(dense), GuidanceConfig(cfg=1.5, context=True)
+    return _like(dense, rebuilt(model, model.config.model_copy(update={"guidance": guidance})))
 
 
 def gates_in(dense: ActVAR) -> ActVAR:

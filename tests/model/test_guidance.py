@@ -131,6 +131,36 @@ def test_later_scales_see_what_the_row_with_a_class_left() -> None:
     torch.testing.assert_close(guided_logits(model, LABELS, tokens, 1.5)[:, -last:], unguided[:, -last:])
 
 
+@torch.no_grad()
+def test_guided_context_puts_keys_and_values_together_as_guidance_does_logits() -> None:
+    context = tiny_model(guidance=True, context=True).transformer.context
+    keys, values = torch.randn(2, 4, 2, 5, 16).unbind()
+    for strength in (0.0, 0.5, 1.0):
+        made = context(1, keys, values, strength)
+        for one, both, shares in zip(made, (keys, values), (context.keys, context.values), strict=True):
+            # The first scale has one token, the second four.
+            a = torch.stack([shares[1, 0], *[shares[1, 1]] * 4]).unflatten(1, (2, 16)).transpose(0, 1)
+            expected = both[:2] + strength * a * (both[:2] - both[2:])
+            if both is keys:
+                expected = torch.nn.functional.normalize(expected, dim=-1)
+            torch.testing.assert_close(one, expected)
+
+
+@torch.no_grad()
+def test_later_scales_see_what_both_rows_left_where_that_is_learned() -> None:
+    made = {context: tiny_model(experts=True, guidance=True, context=context) for context in (False, True)}
+    made[True].transformer.load_state_dict(made[False].transformer.state_dict(), strict=False)
+    tokens = made[False].sample_tokens(LABELS, seed=1)
+    said = {}
+    for context, model in made.items():
+        model.setting = Setting(EVERYTHING, 2)
+        said[context] = {cfg: guided_logits(model, LABELS, tokens, cfg) for cfg in (0.0, 1.5)}
+    first = sum(pn * pn for pn in made[True].config.tokenizer.patch_nums[:2])
+    assert torch.equal(said[True][1.5][:, :first], said[False][1.5][:, :first])
+    assert not torch.allclose(said[True][1.5], said[False][1.5], atol=1e-3)
+    torch.testing.assert_close(said[True][0.0], said[False][0.0])
+
+
 @pytest.mark.parametrize("paired", [1, 2])
 def test_both_rows_at_the_first_scales_are_in_every_count(paired: int) -> None:
     model = tiny_model(experts=True, token_gate=True, guidance=True)

@@ -171,10 +171,9 @@ def calibrate_dials(
 def dials_of_both_rows(model: ActVAR, budget: float, *, seed: int, progress: Progress) -> tuple[Dial, ...]:
     """Dials above ``budget``: a ``model`` that has learned guidance begins more and more scales as the original.
 
-    At the others nothing is left out: else, more work would not mean less divergence. From two scales on, as the first
-    one has no guidance.
+    At the others nothing is left out: else, more work would not mean less divergence.
     """
-    found, scales = [], range(2, len(model.config.tokenizer.patch_nums))
+    found, scales = [], model.config.beginnings
     with progress.task("calibrating both rows", len(scales)) as task:
         for paired in scales:
             # All images cost the same.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ from torch import Tensor, nn
 from actvar_cli.distill.optimiser import Optimiser
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser, state: dict[str, Any]) -> None:
-    """Write weights, the optimiser's moments and ``state`` (JSON)."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+def save_checkpoint(path: Path, parts: Mapping[str, nn.Module], optimiser: Optimiser, state: dict[str, Any]) -> None:
+    """Write the weights of ``parts``, of which the one called ``model`` learns, the optimiser's moments and ``state``.
+
+    The last is written as JSON.
+    """
+    tensors = {
+        f"{part}.{key}": tensor.detach().cpu().contiguous()
+        for part, module in parts.items()
+        for key, tensor in module.state_dict().items()
+    }
     for name, moments in optimiser.moments().items():
         tensors |= {f"moment.{key}.{name}": value.detach().cpu().clone() for key, value in moments.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,16 +42,16 @@ def read_state(path: Path | None) -> dict[str, Any] | None:
         return json.loads(f.metadata()["state"])  # type: ignore[no-any-return]
 
 
-def load_weights(path: Path, module: nn.Module, prefix: str) -> None:
-    """Put back the weights of the part of the model whose keys begin with ``prefix``."""
+def load_weights(path: Path, module: nn.Module, part: str) -> None:
+    """Put back the weights of the ``part`` that was saved under this name."""
     with safe_open(path, framework="pt") as f:
-        keys = [key for key in f.keys() if key.startswith(f"model.{prefix}")]  # noqa: SIM118 - not a dict
-        module.load_state_dict({key.removeprefix(f"model.{prefix}"): f.get_tensor(key) for key in keys})
+        keys = [key for key in f.keys() if key.startswith(f"{part}.")]  # noqa: SIM118 - not a dict
+        module.load_state_dict({key.removeprefix(f"{part}."): f.get_tensor(key) for key in keys})
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser) -> None:
     """Put weights and moments back."""
-    load_weights(path, model, "")
+    load_weights(path, model, "model")
     moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
     with safe_open(path, framework="pt") as f:
         for key in f.keys():  # noqa: SIM118 - not a dict

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actvar_cli.convert.calibration import calibrate_dials, dials_of_both_rows
 from actvar_cli.convert.convert import BUDGETS
-from actvar_cli.convert.recording import TeacherSamples, decisions_at
+from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
+from actvar_cli.distill.context_stage import learn_context, with_context
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.data import training_samples
-from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
+from actvar_cli.distill.guidance_stage import GUIDED, learn_guidance, with_guidance
 from actvar_cli.distill.losses import cost_excess, hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.distill.thresholds import expert_density, score_spread, threshold_for
 from actvar_cli.distill.token_stage import Trial, add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
 from actvar_cli.distill.training import Sequences, budget_weight, place_delta, taught, training, turns, with_delta
 from actvar_cli.errors import ActvarError, InputError
@@ -52,9 +54,6 @@ LEARNS = {
 
 CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
-
-SCORES, PRECISION, PASSES = (-30.0, 10.0), 0.005, 5
-"""Where thresholds are looked for, how precisely, and passes over the samples that finding one may take."""
 
 WEIGHED = 32
 """Samples on which token gates are weighed against experts."""
@@ -97,42 +96,6 @@ class Aim(NamedTuple):
     threshold: float
 
 
-@torch.no_grad()
-def threshold_for(student: ActVAR, samples: TeacherSamples, budget: float, images: int = 16) -> float:
-    """The threshold at which a teacher-forced pass costs ``budget``.
-
-    Where the scores of one pass would cost that is found by halving, without computing more; a few passes are enough,
-    since the scores follow what is left out only a little.
-    """
-    cost_model, threshold = CostModel(student.config, student.device), -torch.inf
-    at_zero = student.transformer.teacher_forced(0.0)
-    assert at_zero.threshold is not None
-    for _ in range(PASSES):
-        made = decisions_at(student, samples, threshold, images)
-        low, high, before = *SCORES, threshold
-        while high - low > PRECISION:
-            threshold = (low + high) / 2
-            cost = cost_model([block.at(at_zero.threshold + threshold, at_zero.gated) for block in made])
-            low, high = (threshold, high) if cost > budget else (low, threshold)
-        if abs(threshold - before) <= 2 * PRECISION:
-            break
-    return threshold
-
-
-@torch.no_grad()
-def score_spread(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
-    """Standard deviation of all routers' scores in a teacher-forced pass at ``threshold``."""
-    made = decisions_at(student, samples, threshold, images)
-    return float(torch.cat([block.scores.flatten() for block in made if block.scores is not None]).std())
-
-
-@torch.no_grad()
-def expert_density(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 8) -> float:
-    """Share of the FFNs' work that is done in a teacher-forced pass at ``threshold``."""
-    made = decisions_at(student, samples, threshold, images)
-    return float(torch.stack([block.on.mean() for block in made if block.on is not None]).mean())
-
-
 def share_of_lr(settings: DistillSettings, name: str) -> float:
     """The learning rate of the parameter ``name``, by `DistillSettings.lr`."""
     if ".router." in name:
@@ -160,6 +123,17 @@ def trials(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Se
             logits = guide(logits, guidance)
         found.append(Trial(threshold, float(kl_divergence(logits, target, weights).log())))
     return found
+
+
+def resumable(student: ActVAR, aims: Sequence[Aim], settings: DistillSettings, seed: int) -> dict[str, Any]:
+    """What a checkpoint of a stage after the guidance's has to say, besides how far it got."""
+    gated = student.config.token_gate.blocks if student.config.token_gate else ()
+    return {"aims": aims, "gated_blocks": gated, "settings": settings.model_dump(mode="json"), "seed": seed}
+
+
+def beside(guided: ActVAR) -> dict[str, nn.Module]:
+    """What such a checkpoint keeps beside the student."""
+    return {GUIDED: guided.transformer.guidance} if guided.config.guidance else {}
 
 
 def run_stage(
@@ -252,9 +226,8 @@ def run_stage(
             task.advance(note=f"kl {history[-1]['kl']:.3f} cost {history[-1]['cost']:.3f}")
             if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == len(steps)):
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
-                state |= {"aims": aims, "seed": seed, "settings": settings.model_dump(mode="json")}
-                state["gated_blocks"] = student.config.token_gate.blocks if student.config.token_gate else ()
-                save_checkpoint(checkpoint, student.transformer, optimiser, state)
+                state |= resumable(student, aims, settings, seed)
+                save_checkpoint(checkpoint, {"model": student.transformer, **beside(guided)}, optimiser, state)
     return optimiser
 
 
@@ -285,6 +258,12 @@ def distill(
         student = with_delta(student, len(settings.budgets))
     if stages.guidance.steps:
         student = with_guidance(student, GuidanceConfig(cfg=stages.guidance.cfg))
+    begins = student.config.guidance is not None and student.config.delta is not None
+    if stages.context.steps and not begins:
+        raise InputError(
+            "stages.context: a student begins with both rows only if it learns guidance (stages.guidance.steps) and "
+            "keeps the original's weights (learns: delta)"
+        )
     cost = CostModel(student.config, student.device)
     most, least, budgets = cost.most(), cost.least_by_experts(), settings.budgets
     if max(budgets) >= most:
@@ -322,9 +301,13 @@ def distill(
         return [Aim(budget, threshold_for(student, samples, budget)) for budget in budgets]
 
     optimiser: Optimiser | None = None
-    if state and state["stage"] == "tokens":
+    reached = state["stage"] if state else None
+    if state and reached in ("tokens", "context"):
         aims = [Aim(*aim) for aim in state["aims"]]
-        student = add_token_gates(student, stages.tokens, state["gated_blocks"])
+        if student.config.delta:
+            place_delta(student, [aim.threshold for aim in aims])
+        if stages.tokens.steps:
+            student = add_token_gates(student, stages.tokens, state["gated_blocks"])
     else:
         if state:
             aims = [Aim(*aim) for aim in state["aims"]]
@@ -354,8 +337,15 @@ def distill(
             # At the lowest budget gates skip most: what is idle there is idle everywhere.
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
             aims = aimed(budgets)
-    if stages.tokens.steps:
+    if stages.tokens.steps and reached != "context":
         stage("tokens", range(stages.experts.steps, stages.learning), optimiser)
+    if stages.context.steps:
+        student = with_context(student)
+        state = resumable(student, aims, settings, seed)
+        learn_context(
+            teacher, student, samples, settings, seed=seed, history=history, checkpoint=checkpoint, state=state,
+            beside=beside(guided), progress=progress,
+        )  # fmt: skip
     thresholds = [aim.threshold for aim in aims]
     dials = calibrate_dials(
         student,
@@ -365,9 +355,9 @@ def distill(
         progress=progress,
     )
     if missed := set(budgets) - {d.budget for d in dials}:
-        reached = ", ".join(f"{dial.budget:g}" for dial in dials) or "none"
-        raise ActvarError(f"the student cannot be set to budget {min(missed):g}; budgets reached: {reached}")
-    if learned and student.config.delta:
+        met = ", ".join(f"{dial.budget:g}" for dial in dials) or "none"
+        raise ActvarError(f"the student cannot be set to budget {min(missed):g}; budgets reached: {met}")
+    if begins:
         # Without a delta, what all experts together say is no longer what the original said.
         dials += dials_of_both_rows(student, dials[-1].budget, seed=seed, progress=progress)
     student.configure(dials=dials, default_budget=settings.budget)

@@ -26,6 +26,9 @@ from actvar_cli.progress import Progress
 NAME = "guidance"
 """What the stage is called in history and checkpoint."""
 
+GUIDED = "guided"
+"""What later stages call the embeddings as this one left them, in their checkpoints: a student's go on learning."""
+
 CHECKPOINT_EVERY = 50
 """Optimiser steps between two checkpoints."""
 
@@ -54,7 +57,7 @@ def learn_guidance(
     var = model.transformer
     state = read_state(checkpoint)
     if checkpoint and state and state["stage"] != NAME:
-        load_weights(checkpoint, var.guidance, "guidance.")
+        load_weights(checkpoint, var.guidance, GUIDED)
         return model
     strengths = guidance_by_position(teacher.config, stage.cfg, model.device)
     weights = scale_weights(teacher.config.tokenizer.patch_nums, model.device)
@@ -83,5 +86,5 @@ def learn_guidance(
             if checkpoint and (step + 1) % CHECKPOINT_EVERY == 0:
                 state = {"stage": NAME, "step": step + 1, "history": history, "seed": seed}
                 state["settings"] = settings.model_dump(mode="json")
-                save_checkpoint(checkpoint, var, optimiser, state)
+                save_checkpoint(checkpoint, {"model": var}, optimiser, state)
     return model

@@ -53,16 +53,26 @@ class TokensStage(Frozen):
     )
 
 
+class ContextStage(Frozen):
+    """Last: where both rows begin, one learns to go on from what guidance makes of their keys and values."""
+
+    steps: Annotated[
+        int, Field(ge=0, description="optimiser steps; 0 leaves the stage out, the row with a class alone is read")
+    ] = 0
+    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 5e-2
+
+
 class Stages(Frozen):
     """The stages, in order."""
 
     guidance: GuidanceStage = GuidanceStage()
     experts: ExpertsStage = ExpertsStage()
     tokens: TokensStage = TokensStage()
+    context: ContextStage = ContextStage()
 
     @property
     def learning(self) -> int:
-        """Steps of the last two stages, which share one schedule of the learning rate."""
+        """Steps of the stages ``experts`` and ``tokens``, which share one schedule of the learning rate."""
         return self.experts.steps + self.tokens.steps
 
 

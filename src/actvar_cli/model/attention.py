@@ -71,6 +71,10 @@ class SelfAttention(nn.Module):
         """``q`` (…, H, d) at the length that its head wants."""
         return (q * _over_length(q, self._gain())).to(q.dtype) if self.l2_norm else q
 
+    def _unit(self, k: Tensor) -> Tensor:
+        """Keys ``k`` (…, H, d) at the length at which they are attended."""
+        return (k * _over_length(k)).to(k.dtype) if self.l2_norm else k
+
     def forward(
         self,
         h: Tensor,
@@ -79,15 +83,17 @@ class SelfAttention(nn.Module):
         cache: KVCache | None = None,
         places: Places | None = None,
         fill: Fill | None = None,
+        before: tuple[Tensor, Tensor] | None = None,
         kernels: bool = False,
         picked: Tiles | None = None,
     ) -> Tensor:
         """Attention of ``h`` (R, l, C), in the type of the weights.
 
-        With ``bias`` (1, 1, l, l): over the sequence itself, for teacher forcing. With ``cache``: over all scales so
-        far. With ``places`` too: queries only of the tokens that are kept, returned apart; else (R, l, C). Keys and
-        values are of all tokens, or are made by ``fill`` from those of the kept ones; without ``places`` it gets those
-        of all. With ``kernels`` by those for GPUs, see `kernels.block.attend`.
+        With ``bias`` (1, 1, l, n + l): over the sequence itself, for teacher forcing, and the keys and values (R, H, n,
+        d) of what was ``before`` it, if anything, as `as_cached` has them. With ``cache``: over all scales so far. With
+        ``places`` too: queries only of the tokens that are kept, returned apart; else (R, l, C). Keys and values are of
+        all tokens, or are made by ``fill`` from those of the kept ones; without ``places`` it gets those of all. With
+        ``kernels`` by those for GPUs, see `kernels.block.attend`.
         """
         if kernels and cache is not None:
             from actvar_cli.model.kernels.block import attend
@@ -99,8 +105,10 @@ class SelfAttention(nn.Module):
         q, k, v = self._project(h, fill)
         q = self._queries(q).transpose(1, 2)
         if cache is None:
-            k = (k * _over_length(k)).to(k.dtype) if self.l2_norm else k
-            out = _attend(q, k.transpose(1, 2), v.transpose(1, 2), bias, self.scale)
+            k, v = self._unit(k).transpose(1, 2), v.transpose(1, 2)
+            if before:
+                k, v = (torch.cat((old.to(new.dtype), new), dim=2) for old, new in zip(before, (k, v), strict=True))
+            out = _attend(q, k, v, bias, self.scale)
         else:
             out = _attend(q, *self._extend(cache, k, v), None, self.scale)
         return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -127,6 +135,11 @@ class SelfAttention(nn.Module):
         """Keys and values (…, 2C) of tokens ``h`` (…, C), or without the ``constant`` of differences between tokens."""
         bias = torch.cat((self.zero_k_bias, self.v_bias)) if constant else None
         return linear(h, self.mat_qkv.weight[h.shape[-1] :], bias)
+
+    def as_cached(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H, l, d) of tokens ``h`` (R, l, C) as a `KVCache` has them."""
+        k, v = self._heads(self.keys_and_values(h.to(self.mat_qkv.weight.dtype)))
+        return self._unit(k).transpose(1, 2), v.transpose(1, 2)
 
     def _project_apart(self, h: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
         """Queries of the tokens ``kept`` alone, keys and values of all tokens ``h`` (R, l, C)."""

@@ -71,7 +71,8 @@ class TeacherForced:
     has a token gate; ``threshold`` (L,) is what scores must exceed there, ``None`` leaves all experts on and all tokens
     computed. ``pick`` (n,), indices into the flattened (B, L), asks for a `Record` of these positions from every block.
     ``strength`` (L, 1) is that of guidance, as a share of the one that was learned; ``None`` is the original model,
-    which has not. ``dial`` is the threshold as one number, before the offsets of the scales.
+    which has not. ``dial`` is the threshold as one number, before the offsets of the scales. ``before`` are keys and
+    values of every block for scales that are not part of the pass, which is of the others alone: (B, H, n, d) each.
     """
 
     bias: Tensor
@@ -82,6 +83,7 @@ class TeacherForced:
     pick: Tensor | None = None
     strength: Tensor | None = None
     dial: float | None = None
+    before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
 
@@ -179,7 +181,8 @@ class Block(nn.Module):
             keep_at = self._by_scale(keep)
             places = {scale: InPlace(keep_at[scale], self.patch_nums[scale]) for scale in self.gated_scales}
             fill = self._fill_sequence(h, places) if self.rebuilds_kv else None
-        middle = y = x + g1 * self.attn(h, bias=context.bias, fill=fill)
+        before = context.before[self.index] if context.before else None
+        middle = y = x + g1 * self.attn(h, bias=context.bias, fill=fill, before=before)
         if places and self.skips_attention:
             y = self._stand_in(x, y, h, places)
         h2 = self.normalise(y, scale2, shift2)

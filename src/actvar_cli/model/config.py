@@ -187,9 +187,14 @@ class TokenGateConfig(Frozen):
 
 
 class GuidanceConfig(Frozen):
-    """That the row with a class has learned guidance of strength ``cfg``: the row without one is not computed."""
+    """That the row with a class has learned guidance of strength ``cfg``: the row without one is not computed.
+
+    With ``context`` it has also learned to go on where both rows have begun, from what guidance makes of their keys and
+    values; else it reads those of the row with a class.
+    """
 
     cfg: float = Field(gt=0)
+    context: bool = False
 
 
 class DeltaConfig(Frozen):
@@ -282,6 +287,14 @@ class ModelConfig(Frozen):
     def rows(self) -> int:
         """Rows that are computed for each image at a threshold: both of guidance, or one that has learned it."""
         return 1 if self.guidance else 2
+
+    @property
+    def beginnings(self) -> range:
+        """Numbers of first scales that both rows may begin where one has learned guidance.
+
+        From two on, as the first has no guidance.
+        """
+        return range(2, len(self.tokenizer.patch_nums))
 
     @property
     def is_dense(self) -> bool:

@@ -1,13 +1,16 @@
 """Classifier-free guidance, from two rows as published, or from one row that has learned what guidance makes of both.
 
-Source: guidance arXiv 2207.12598; learning its result, arXiv 2210.03142, is done here by embeddings alone.
+Source: guidance arXiv 2207.12598; learning its result, arXiv 2210.03142, is done here by embeddings alone. That the row
+which goes on reads what guidance makes of both rows' keys and values is ours (docs/method.md).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import ModelConfig
 
 
@@ -49,6 +52,47 @@ class GuidanceEmbedding(nn.Module):
     def conditions(self, cond: Tensor, labels: Tensor) -> Tensor:
         """What AdaLN reads without and with guidance, (B, 2, C), for the class embeddings ``cond`` (B, C)."""
         return torch.stack((cond, cond + self.classes[labels]), dim=1)
+
+
+class GuidedContext(nn.Module):
+    """Makes one row's keys and values of those of both, for the row that goes on where both have begun.
+
+        guided = conditional + a (conditional - unconditional)
+
+    as guidance puts logits together, with an ``a`` that is learned for every channel of each block and scale: ``keys``
+    and ``values`` (depth, S, C). It takes part in proportion to the strength of guidance. Born without effect.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        arch, patch_nums = config.transformer, config.tokenizer.patch_nums
+        self.keys = nn.Parameter(torch.zeros(arch.depth, len(patch_nums), arch.embed_dim))
+        self.values = nn.Parameter(torch.zeros_like(self.keys))
+        self.heads, self.unit_keys = arch.num_heads, arch.attn_l2_norm
+        self.sizes = [pn * pn for pn in patch_nums]
+
+    def forward(self, block: int, keys: Tensor, values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        """Those (B, H, n, d) of one row for ``keys`` and ``values`` (2B, H, n, d), as a `KVCache` has them.
+
+        They are those of the first scales, whole ones; the rows with a class come first. ``strength`` is a share of the
+        one that was learned.
+        """
+        made = []
+        for both, shares in ((keys, self.keys), (values, self.values)):
+            conditional, unconditional = both.float().chunk(2)
+            by_token = [share.expand(size, -1) for share, size in zip(shares[block], self.sizes, strict=True)]
+            share = torch.cat(by_token)[: both.shape[2]].unflatten(-1, (self.heads, -1)).transpose(0, 1)
+            made.append(torch.addcmul(conditional, strength * share, conditional - unconditional))
+        if self.unit_keys:
+            made[0] = F.normalize(made[0], dim=-1)
+        return made[0], made[1]
+
+    def guide(self, cache: KVCache, strength: float) -> None:
+        """Put them in the place of those of the first half of the rows in ``cache``."""
+        for block in range(len(self.keys)):
+            both = cache.filled(block)
+            for all_rows, one in zip(both, self(block, *both, strength), strict=True):
+                all_rows[: len(one)] = one
 
 
 def blend(made: Tensor, strength: float | Tensor | None) -> Tensor:

@@ -261,13 +261,15 @@ class _Rows:
         self.positions = model.transformer.positions().split(self.sizes, dim=1)
         self.walk: graphs.Pass | None = None
 
-    def _begin(self, scale: int) -> graphs.Pass:
-        """The pass that starts with ``scale``, after the one before it if there is one."""
+    def _begin(self, scale: int, cfg: float) -> graphs.Pass:
+        """The pass that starts with ``scale``, after the one before it if there is one; ``cfg`` as in `logits`."""
         var, before, threshold = self.model.transformer, self.walk, self.model.threshold
         if scale < self.one_from:
             cond, threshold = self.start, None if self.learned else threshold
         else:
             cond = var.guidance.conditions(self.start[: len(self.labels)], self.labels)
+            if before and self.learned and self.learned.context:
+                var.context.guide(before.cache, cfg / self.learned.cfg)
         walk = graphs.begin(var, cond, threshold, self.counter, before)
         if self.counter:
             self.counter.begin_image(2 * len(self.labels), 0 if before else len(self.labels))
@@ -282,7 +284,7 @@ class _Rows:
         var, images, size = self.model.transformer, len(self.labels), self.sizes[scale]
         rows = 2 if scale < self.one_from else 1
         if self.walk is None or scale == self.one_from:
-            self.walk = self._begin(scale)
+            self.walk = self._begin(scale, cfg)
         if seen is None:
             x = self.start[: rows * images].unsqueeze(1) + var.pos_start + self.positions[scale]
         else:

@@ -5,6 +5,8 @@ Source: VAR (arXiv 2404.02905). State-dict keys are the published ones; what act
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import EVERYTHING, ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.delta import Delta, Weights, using
-from actvar_cli.model.guidance import GuidanceEmbedding, blend, guidance_by_position, over_tokens
+from actvar_cli.model.guidance import GuidanceEmbedding, GuidedContext, blend, guidance_by_position, over_tokens
 from actvar_cli.model.products import Linear
 
 
@@ -75,6 +77,8 @@ class VAR(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(arch.depth))
         if config.guidance:
             self.guidance = GuidanceEmbedding(arch.num_classes, len(tok.patch_nums), dim)
+            if config.guidance.context:
+                self.context = GuidedContext(config)
         if config.delta:
             self.delta = Delta(self.blocks, len(config.delta.thresholds))
         self.head_nm = HeadNorm(dim, arch.norm_eps)
@@ -146,42 +150,49 @@ class VAR(nn.Module):
         temperature: float = 1.0,
         pick: Tensor | None = None,
         cfg: float | None = None,
+        before: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> TeacherForced:
         """A context for `forward` on this model; the fields are explained in `TeacherForced`.
 
         With a threshold, a model that has learned guidance predicts what guidance of strength ``cfg`` would
-        (``None``: what it learned); without one it is the original model.
+        (``None``: what it learned); without one it is the original model. With the keys and values ``before``, see
+        `TeacherForced`, it goes on after as many positions, and leaves nothing out.
         """
         learned, strength = self.config.guidance, None
         if learned and threshold is not None:
             cfg = learned.cfg if cfg is None else cfg
             strength = guidance_by_position(self.config, cfg, self.lvl_1L.device) / learned.cfg
         cut = None
-        if threshold is not None:
+        if threshold is not None and not before:
             offsets = torch.tensor(self.config.scale_offsets, device=self.lvl_1L.device)
             cut = threshold - offsets[self.lvl_1L[0]]
+        first = before[0][0].shape[2] if before else 0
         return TeacherForced(
-            self.attn_bias_for_masking,
-            self.lvl_1L[0],
-            self.gated_positions(),
+            self.attn_bias_for_masking[:, :, first:],
+            self.lvl_1L[0, first:],
+            self.gated_positions()[first:],
             cut,
             temperature,
             pick,
-            strength,
+            None if strength is None else strength[first:],
             threshold,
+            list(before),
         )
 
     def embed(self, labels: Tensor, var_input: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The first block's input (B, L, C) for a whole sequence, and what `conditions` takes; see `forward`.
 
-        ``strength`` (L, 1) is that of guidance, for a model that has learned it.
+        ``strength`` (L, 1) is that of guidance, for a model that has learned it; of the last l positions, (l, 1), it
+        gives the input of these alone.
         """
         cond = self.class_emb(labels)
         start = cond.unsqueeze(1) + self.pos_start
         x = torch.cat((start, self.word_embed(var_input.float()).to(start.dtype)), 1) + self.positions()
         if strength is None:
             return x, cond
-        return x + strength * self.guidance.scales[self.lvl_1L[0]], self.guidance.conditions(cond, labels)
+        last = slice(len(self.lvl_1L[0]) - len(strength), None)
+        x = x[:, last] + strength * self.guidance.scales[self.lvl_1L[0, last]]
+        return x, self.guidance.conditions(cond, labels)
 
     def forward(
         self,
@@ -190,7 +201,7 @@ class VAR(nn.Module):
         context: TeacherForced | None = None,
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
-        """Teacher-forced logits (B, L, vocab).
+        """Teacher-forced logits (B, L, vocab), or of those positions that ``context`` is about.
 
         ``labels`` (B,) with ``num_classes`` standing for "no class"; ``var_input`` (B, L - first, z) from
         `MultiScaleQuantizer.teacher_forcing_input`. ``context`` sets thresholds and collects decisions; ``hidden``

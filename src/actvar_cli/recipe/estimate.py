@@ -94,6 +94,8 @@ def passes(step: AnyStep, config: ModelConfig) -> float:
             # and what it should look like inside is computed too, but the teacher's logits may have been kept.
             teacher = 0 if step.kept_logits(config) else 1
             work = guidance * (1.5 + teacher) + steps * (2 + teacher if guidance else 4)
+            # Of the first scales the teacher's rows, of the others the student's one.
+            work += step.stages.context.steps * (1 + teacher)
             refit = REFIT_IMAGES if step.learns == "experts" else 0
             return 2 * step.images + refit + work * step.batch + CALIBRATION_IMAGES
         case ProfileStep():

@@ -102,9 +102,10 @@ def _what(config: ModelConfig, dtype: str) -> str:
         )
     if any(dial.paired_scales for dial in config.dials):
         one_row = max(dial.budget for dial in config.dials if not dial.paired_scales)
+        guided = config.guidance is not None and config.guidance.context
         parts.append(
             f"Above a budget of {one_row:g} the first scales are computed as the original does, in both rows, so their "
-            "tokens are the original's."
+            f"tokens are the original's{', and what both rows know is read by one' if guided else ''}."
         )
     if config.delta:
         parts.append("At budget 1 it is the original; its weights move away from the original's as the budget falls.")

@@ -1,0 +1,119 @@
+"""Teaches a student to go on where both rows have begun: what guidance makes of their keys and values.
+
+Above what one row costs a student that keeps the original's weights begins as the original does (docs/method.md). Only
+what `GuidedContext` adds learns here, after the other stages: at lower budgets the student stays what it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actvar_cli.convert.recording import TeacherSamples
+from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
+from actvar_cli.distill.losses import kl_divergence, scale_weights
+from actvar_cli.distill.optimiser import Optimiser
+from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.distill.training import batch_of, taught, training
+from actvar_cli.model.block import TeacherForced
+from actvar_cli.model.config import EVERYTHING
+from actvar_cli.model.guidance import guidance_by_position, over_tokens
+from actvar_cli.model.rebuild import rebuilt
+from actvar_cli.model.sampling import ActVAR, paired_rows, single_rows
+from actvar_cli.progress import Progress
+
+NAME = "context"
+"""What the stage is called in history and checkpoint."""
+
+CHECKPOINT_EVERY = 50
+"""Optimiser steps between two checkpoints."""
+
+Both = list[tuple[Tensor, Tensor]]
+"""Keys and values (2B, H, n, d) of every block, of both rows."""
+
+
+def with_context(student: ActVAR) -> ActVAR:
+    """``student``, which has learned guidance, with room for a `GuidedContext` that has no effect yet."""
+    guidance = student.config.guidance
+    assert guidance is not None
+    changed = guidance.model_copy(update={"context": True})
+    return rebuilt(student, student.config.model_copy(update={"guidance": changed}))
+
+
+@torch.no_grad()
+def begun(teacher: ActVAR, batch: TeacherSamples, scales: int) -> Both:
+    """What the ``teacher`` leaves in the cache of its first ``scales``, which draw the tokens of ``batch``."""
+    var = teacher.transformer
+    length = sum(pn * pn for pn in teacher.config.tokenizer.patch_nums[:scales])
+    x, cond = var.embed(*paired_rows(teacher, batch.labels, batch.tokens))
+    whole, x = var.teacher_forced(), x[:, :length]
+    context = TeacherForced(whole.bias[..., :length, :length], whole.scales[:length], whole.gated[:length])
+    made = []
+    for block, ada in zip(var.stack, var.conditions(cond), strict=True):
+        _, _, scale, _, shift, _ = over_tokens(ada)
+        made.append(block.attn.as_cached(block.normalise(x, scale, shift)))
+        x = block(x, ada, context)
+    return made
+
+
+def going_on(student: ActVAR, batch: TeacherSamples, both: Both) -> Tensor:
+    """Logits (B, l, V) of ``student`` for the l positions after those of ``both`` rows, with nothing left out."""
+    var = student.transformer
+    one = [var.context(block, *pair, 1.0) for block, pair in enumerate(both)]
+    logits: Tensor = var(*single_rows(student, batch.labels, batch.tokens), var.teacher_forced(EVERYTHING, before=one))
+    return logits
+
+
+def learn_context(
+    teacher: ActVAR,
+    student: ActVAR,
+    samples: TeacherSamples,
+    settings: DistillSettings,
+    *,
+    seed: int,
+    history: list[dict[str, Any]],
+    checkpoint: Path | None,
+    state: dict[str, Any],
+    beside: dict[str, nn.Module],
+    progress: Progress,
+) -> None:
+    """Train the guided context of ``student``, as `with_context` made it, in place.
+
+    Steps take turns between all numbers of scales that both rows may begin. Goes on from ``checkpoint``, which besides
+    how far this stage got says what is in ``state``, and keeps what is ``beside`` the student.
+    """
+    stage, var = settings.stages.context, student.transformer
+    patch_nums = student.config.tokenizer.patch_nums
+    assert student.config.guidance is not None
+    strengths = guidance_by_position(student.config, student.config.guidance.cfg, student.device)
+    weights = scale_weights(patch_nums, student.device)
+    turns = student.config.beginnings
+    with (
+        training(student, ("context.",)) as parameters,
+        progress.task("distilling context", stage.steps) as task,
+    ):
+        optimiser = Optimiser(
+            parameters, lr=stage.lr, steps=stage.steps, precision=settings.precision, device=student.device
+        )
+        done, before = 0, read_state(checkpoint)
+        if checkpoint and before and before["stage"] == NAME:
+            load_checkpoint(checkpoint, var, optimiser)
+            done, history[:] = before["step"], before["history"]
+            task.advance(done)
+        for step in range(done, stage.steps):
+            batch = batch_of(samples, settings.batch, seed + step)
+            with optimiser.autocast:
+                logits = going_on(student, batch, begun(teacher, batch, turns[step % len(turns)]))
+                last = slice(-logits.shape[1], None)
+                target = taught(teacher, batch, strengths)[:, last]
+            loss = kl_divergence(logits, target, weights[last])
+            norm = optimiser.step(loss, step)
+            kl = float(loss.detach())
+            history.append({"stage": NAME, "step": step, "loss": kl, "kl": kl, "grad_norm": float(norm)})
+            task.advance(note=f"kl {kl:.4f}")
+            if checkpoint and (step + 1) % CHECKPOINT_EVERY == 0:
+                made = {"stage": NAME, "step": step + 1, "history": history}
+                save_checkpoint(checkpoint, {"model": var, **beside}, optimiser, state | made)
