@@ -163,7 +163,7 @@ def test_later_scales_see_what_both_rows_left_where_that_is_learned() -> None:
 
 @pytest.mark.parametrize("paired", [1, 2])
 def test_both_rows_at_the_first_scales_are_in_every_count(paired: int) -> None:
-    model = tiny_model(experts=True, token_gate=True, guidance=True)
+    model = tiny_model(experts=True, token_gate=True, guidance=True, context=True)
     found = []
     for scales in (0, paired):
         model.setting = Setting(0.0, scales)

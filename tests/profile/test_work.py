@@ -25,6 +25,7 @@ KINDS: list[dict[str, Any]] = [
     {"experts": True, "token_gate": True, "guidance": True},
     {"experts": (2, 8), "token_gate": True},
     {"experts": True, "guidance": True, "delta": True},
+    {"experts": True, "guidance": True, "context": True},
 ]
 
 

@@ -64,5 +64,8 @@ def test_what_begins_as_the_original() -> None:
     dials = [Dial(budget=b, threshold=0.0, cost=b, paired_scales=k) for b, k in ((0.4, 0), (0.5, 0), (0.6, 2))]
     config = tiny_config(experts=True, guidance=True).model_copy(update={"dials": tuple(dials)})
     assert "Above a budget of 0.5 the first scales are" in model_card(config, dtype="float32", about=About())
+    assert "both rows know" not in model_card(config, dtype="float32", about=About())
+    guided = tiny_config(experts=True, guidance=True, context=True).model_copy(update={"dials": tuple(dials)})
+    assert "what both rows know is read by one" in model_card(guided, dtype="float32", about=About())
     alone = config.model_copy(update={"dials": tuple(dials[:2])})
     assert "Above a budget" not in model_card(alone, dtype="float32", about=About())

@@ -258,11 +258,11 @@ def distill(
         student = with_delta(student, len(settings.budgets))
     if stages.guidance.steps:
         student = with_guidance(student, GuidanceConfig(cfg=stages.guidance.cfg))
-    begins = student.config.guidance is not None and student.config.delta is not None
+    begins = student.config.guidance is not None and student.config.delta is not None and student.config.beginnings
     if stages.context.steps and not begins:
         raise InputError(
-            "stages.context: a student begins with both rows only if it learns guidance (stages.guidance.steps) and "
-            "keeps the original's weights (learns: delta)"
+            "stages.context: a student begins with both rows only if it learns guidance (stages.guidance.steps), keeps "
+            "the original's weights (learns: delta) and has three scales or more"
         )
     cost = CostModel(student.config, student.device)
     most, least, budgets = cost.most(), cost.least_by_experts(), settings.budgets

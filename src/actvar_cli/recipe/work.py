@@ -139,8 +139,9 @@ def train(
 
 
 def told(distilled: Distilled) -> dict[str, Any]:
-    """What there is to say of a training."""
-    last = distilled.history[-1] if distilled.history else {}
+    """What there is to say of a training; ``last`` is the last step that was for a budget, if any was."""
+    steps = distilled.history
+    last = next((step for step in reversed(steps) if "budget" in step), steps[-1] if steps else {})
     return {"optimiser_steps": len(distilled.history), "last": last, "budgets": distilled.model.budgets()}
 
 
