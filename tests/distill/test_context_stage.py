@@ -66,7 +66,7 @@ def test_what_both_rows_began_is_continued_with_less_divergence_and_all_else_sta
     assert made.model.config.guidance and made.model.config.guidance.context
     assert made.model.config.dials == without.model.config.dials
     before, after = (m.model.transformer.state_dict() for m in (without, made))
-    assert set(after) - set(before) == {"context.keys", "context.values"}
+    assert set(after) - set(before) == {"guided_context.keys", "guided_context.values"}
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     most = max(made.model.budgets())
     assert made.model.setting_for(most).paired_scales
@@ -91,7 +91,7 @@ def test_a_killed_training_goes_on_where_it_was(
     assert resumed.model.config == whole.model.config
     for key, value in whole.model.transformer.state_dict().items():
         # Where gradients are next to nothing, Adam makes of their rounding what they are themselves.
-        near = 1e-3 if key.startswith("context.") else 1e-6
+        near = 1e-3 if key.startswith("guided_context.") else 1e-6
         torch.testing.assert_close(resumed.model.transformer.state_dict()[key], value, atol=near, rtol=1e-5)
 
 

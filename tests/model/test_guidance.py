@@ -133,7 +133,7 @@ def test_later_scales_see_what_the_row_with_a_class_left() -> None:
 
 @torch.no_grad()
 def test_guided_context_puts_keys_and_values_together_as_guidance_does_logits() -> None:
-    context = tiny_model(guidance=True, context=True).transformer.context
+    context = tiny_model(guidance=True, context=True).transformer.guided_context
     keys, values = torch.randn(2, 4, 2, 5, 16).unbind()
     for strength in (0.0, 0.5, 1.0):
         made = context(1, keys, values, strength)

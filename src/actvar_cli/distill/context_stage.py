@@ -62,7 +62,7 @@ def begun(teacher: ActVAR, batch: TeacherSamples, scales: int) -> Both:
 def going_on(student: ActVAR, batch: TeacherSamples, both: Both) -> Tensor:
     """Logits (B, l, V) of ``student`` for the l positions after those of ``both`` rows, with nothing left out."""
     var = student.transformer
-    one = [var.context(block, *pair, 1.0) for block, pair in enumerate(both)]
+    one = [var.guided_context(block, *pair, 1.0) for block, pair in enumerate(both)]
     logits: Tensor = var(*single_rows(student, batch.labels, batch.tokens), var.teacher_forced(EVERYTHING, before=one))
     return logits
 
@@ -92,7 +92,7 @@ def learn_context(
     weights = scale_weights(patch_nums, student.device)
     turns = student.config.beginnings
     with (
-        training(student, ("context.",)) as parameters,
+        training(student, ("guided_context.",)) as parameters,
         progress.task("distilling context", stage.steps) as task,
     ):
         optimiser = Optimiser(

@@ -269,7 +269,7 @@ class _Rows:
         else:
             cond = var.guidance.conditions(self.start[: len(self.labels)], self.labels)
             if before and self.learned and self.learned.context:
-                var.context.guide(before.cache, cfg / self.learned.cfg)
+                var.guided_context.guide(before.cache, cfg / self.learned.cfg)
         walk = graphs.begin(var, cond, threshold, self.counter, before)
         if self.counter:
             self.counter.begin_image(2 * len(self.labels), 0 if before else len(self.labels))

@@ -78,7 +78,7 @@ class VAR(nn.Module):
         if config.guidance:
             self.guidance = GuidanceEmbedding(arch.num_classes, len(tok.patch_nums), dim)
             if config.guidance.context:
-                self.context = GuidedContext(config)
+                self.guided_context = GuidedContext(config)
         if config.delta:
             self.delta = Delta(self.blocks, len(config.delta.thresholds))
         self.head_nm = HeadNorm(dim, arch.norm_eps)

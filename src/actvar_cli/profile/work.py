@@ -54,7 +54,7 @@ _PART_OF = {
     "ada_lin": "adaln",
     "ada_gss": "adaln",
     "attn": "attention",
-    "context": "attention",
+    "guided_context": "attention",
     "ffn": "ffn",
     "router": "router",
     "token_gate": "token_gate",
