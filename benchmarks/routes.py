@@ -130,7 +130,7 @@ def setting_for(config: ModelConfig, scores: Scores, images: int, cost: float) -
     if config.guidance:
         if takes_everything(_cost(config, scores, images, EVERYTHING), cost):
             return Setting(EVERYTHING)
-        for paired in reversed(range(2, len(config.tokenizer.patch_nums))):
+        for paired in reversed(config.beginnings):
             if _cost(config, scores, images, EVERYTHING, paired) <= cost:
                 return Setting(EVERYTHING, paired)
     low, high = min(float(s.min()) for s in scores.values()), max(float(s.max()) for s in scores.values())

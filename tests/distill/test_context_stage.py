@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from actvar_cli.convert.recording import TeacherSamples, draw_samples
-from actvar_cli.distill import context_stage as module
 from actvar_cli.distill.context_stage import begun, going_on
 from actvar_cli.distill.distill import distill
 from actvar_cli.distill.losses import kl_divergence
@@ -79,7 +78,7 @@ def test_what_both_rows_began_is_continued_with_less_divergence_and_all_else_sta
 def test_a_killed_training_goes_on_where_it_was(
     converted: ActVAR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, step: int
 ) -> None:
-    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("actvar_cli.distill.addition.CHECKPOINT_EVERY", 4)
     monkeypatch.setattr("actvar_cli.distill.distill.CHECKPOINT_EVERY", 2)
     few = settings(12).model_copy(update={"also": (0.3,)})
     whole = distill(teacher_model(), converted, few)

@@ -11,7 +11,6 @@ import torch
 from actvar_cli.convert.convert import convert
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
-from actvar_cli.distill import guidance_stage as module
 from actvar_cli.distill.distill import distill
 from actvar_cli.distill.guidance_stage import learn_guidance
 from actvar_cli.distill.losses import kl_divergence
@@ -118,7 +117,7 @@ def test_above_half_a_student_that_keeps_the_original_begins_as_it_does(learns: 
 def test_a_killed_training_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, step: int
 ) -> None:
-    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("actvar_cli.distill.addition.CHECKPOINT_EVERY", 4)
     monkeypatch.setattr("actvar_cli.distill.distill.CHECKPOINT_EVERY", 2)
     converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
     whole = distill(teacher_model(), converted, settings(12))

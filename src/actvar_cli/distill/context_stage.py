@@ -10,26 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actvar_cli.convert.recording import TeacherSamples
-from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
-from actvar_cli.distill.losses import kl_divergence, scale_weights
-from actvar_cli.distill.optimiser import Optimiser
+from actvar_cli.distill.addition import Kept, learn_addition
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.training import batch_of, taught, training
 from actvar_cli.model.block import TeacherForced
 from actvar_cli.model.config import EVERYTHING
-from actvar_cli.model.guidance import guidance_by_position, over_tokens
+from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, paired_rows, single_rows
 from actvar_cli.progress import Progress
 
 NAME = "context"
 """What the stage is called in history and checkpoint."""
-
-CHECKPOINT_EVERY = 50
-"""Optimiser steps between two checkpoints."""
 
 Both = list[tuple[Tensor, Tensor]]
 """Keys and values (2B, H, n, d) of every block, of both rows."""
@@ -76,44 +70,30 @@ def learn_context(
     seed: int,
     history: list[dict[str, Any]],
     checkpoint: Path | None,
-    state: dict[str, Any],
-    beside: dict[str, nn.Module],
+    kept: Kept,
     progress: Progress,
 ) -> None:
-    """Train the guided context of ``student``, as `with_context` made it, in place.
+    """Train the guided context of ``student``, as `with_context` made it, in place; see `learn_addition`.
 
-    Steps take turns between all numbers of scales that both rows may begin. Goes on from ``checkpoint``, which besides
-    how far this stage got says what is in ``state``, and keeps what is ``beside`` the student.
+    Steps take turns between all numbers of scales that both rows may begin.
     """
-    stage, var = settings.stages.context, student.transformer
-    patch_nums = student.config.tokenizer.patch_nums
-    assert student.config.guidance is not None
-    strengths = guidance_by_position(student.config, student.config.guidance.cfg, student.device)
-    weights = scale_weights(patch_nums, student.device)
     turns = student.config.beginnings
-    with (
-        training(student, ("guided_context.",)) as parameters,
-        progress.task("distilling context", stage.steps) as task,
-    ):
-        optimiser = Optimiser(
-            parameters, lr=stage.lr, steps=stage.steps, precision=settings.precision, device=student.device
-        )
-        done, before = 0, read_state(checkpoint)
-        if checkpoint and before and before["stage"] == NAME:
-            load_checkpoint(checkpoint, var, optimiser)
-            done, history[:] = before["step"], before["history"]
-            task.advance(done)
-        for step in range(done, stage.steps):
-            batch = batch_of(samples, settings.batch, seed + step)
-            with optimiser.autocast:
-                logits = going_on(student, batch, begun(teacher, batch, turns[step % len(turns)]))
-                last = slice(-logits.shape[1], None)
-                target = taught(teacher, batch, strengths)[:, last]
-            loss = kl_divergence(logits, target, weights[last])
-            norm = optimiser.step(loss, step)
-            kl = float(loss.detach())
-            history.append({"stage": NAME, "step": step, "loss": kl, "kl": kl, "grad_norm": float(norm)})
-            task.advance(note=f"kl {kl:.4f}")
-            if checkpoint and (step + 1) % CHECKPOINT_EVERY == 0:
-                made = {"stage": NAME, "step": step + 1, "history": history}
-                save_checkpoint(checkpoint, {"model": var, **beside}, optimiser, state | made)
+
+    def says(batch: TeacherSamples, step: int) -> Tensor:
+        return going_on(student, batch, begun(teacher, batch, turns[step % len(turns)]))
+
+    learn_addition(
+        NAME,
+        student,
+        "guided_context.",
+        says,
+        settings.stages.context,
+        teacher=teacher,
+        samples=samples,
+        settings=settings,
+        seed=seed,
+        history=history,
+        checkpoint=checkpoint,
+        kept=kept,
+        progress=progress,
+    )

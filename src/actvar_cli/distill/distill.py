@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actvar_cli.convert.calibration import calibrate_dials, dials_of_both_rows
 from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.convert.recording import TeacherSamples
+from actvar_cli.distill.addition import Kept
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.context_stage import learn_context, with_context
 from actvar_cli.distill.cost import CostModel
@@ -125,15 +126,11 @@ def trials(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Se
     return found
 
 
-def resumable(student: ActVAR, aims: Sequence[Aim], settings: DistillSettings, seed: int) -> dict[str, Any]:
-    """What a checkpoint of a stage after the guidance's has to say, besides how far it got."""
+def resumable(student: ActVAR, guided: ActVAR, aims: Sequence[Aim], settings: DistillSettings, seed: int) -> Kept:
+    """What a checkpoint of a stage after the guidance's has to hold besides the student and how far the stage got."""
     gated = student.config.token_gate.blocks if student.config.token_gate else ()
-    return {"aims": aims, "gated_blocks": gated, "settings": settings.model_dump(mode="json"), "seed": seed}
-
-
-def beside(guided: ActVAR) -> dict[str, nn.Module]:
-    """What such a checkpoint keeps beside the student."""
-    return {GUIDED: guided.transformer.guidance} if guided.config.guidance else {}
+    state = {"aims": aims, "gated_blocks": gated, "settings": settings.model_dump(mode="json"), "seed": seed}
+    return Kept(state, {GUIDED: guided.transformer.guidance} if guided.config.guidance else {})
 
 
 def run_stage(
@@ -226,8 +223,8 @@ def run_stage(
             task.advance(note=f"kl {history[-1]['kl']:.3f} cost {history[-1]['cost']:.3f}")
             if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == len(steps)):
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
-                state |= resumable(student, aims, settings, seed)
-                save_checkpoint(checkpoint, {"model": student.transformer, **beside(guided)}, optimiser, state)
+                kept = resumable(student, guided, aims, settings, seed)
+                save_checkpoint(checkpoint, {"model": student.transformer, **kept.parts}, optimiser, kept.state | state)
     return optimiser
 
 
@@ -341,10 +338,10 @@ def distill(
         stage("tokens", range(stages.experts.steps, stages.learning), optimiser)
     if stages.context.steps:
         student = with_context(student)
-        state = resumable(student, aims, settings, seed)
+        kept = resumable(student, guided, aims, settings, seed)
         learn_context(
-            teacher, student, samples, settings, seed=seed, history=history, checkpoint=checkpoint, state=state,
-            beside=beside(guided), progress=progress,
+            teacher, student, samples, settings, seed=seed, history=history, checkpoint=checkpoint, kept=kept,
+            progress=progress,
         )  # fmt: skip
     thresholds = [aim.threshold for aim in aims]
     dials = calibrate_dials(
