@@ -1,9 +1,9 @@
-"""How long products take on a CPU: an expert's first by its number of rows, and small ones by oneDNN and by a BLAS.
+"""How long products take on a CPU: an expert's first by its number of rows, small ones, and those of few bits.
 
     OMP_NUM_THREADS=2 python benchmarks/products.py
 
-What `lacking`, `BY_BLAS` and `GELUS_APART` in model/products.py and the pieces in model/dispatch.py go by. Medians;
-writes benchmarks/results/products.json and products_small.json.
+What `lacking`, `BY_BLAS`, `GELUS_APART` and `FAST` in model/products.py and the pieces in model/dispatch.py go by.
+Medians; writes benchmarks/results/products.json, products_small.json and products_few_bits.json.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ SMALL = ((192, 24), (192, 192), (192, 576), (768, 192), (384, 384), (512, 512), 
 WITH_GELU = ((192, 24), (192, 768), (1024, 64))
 """The same of products that a GELU follows: routers, and the first one of a small model's FFN."""
 FEW, TIMES = (2, 8, 32, 128, 512), 60
+
+OUTPUTS = 4096
+"""Of the first product of an FFN of d16."""
 
 
 def seconds(x: Tensor, weight: Tensor, bias: Tensor) -> float:
@@ -89,6 +92,19 @@ def of_an_expert() -> dict[str, Any]:
     return found
 
 
+def of_few_bits(rows: int) -> dict[str, float]:
+    """Milliseconds of one product: in float32, in bfloat16, and in float32 with weights that are kept in bfloat16."""
+    x, weight = torch.randn(1, rows, WIDTH), torch.randn(OUTPUTS, WIDTH) / WIDTH**0.5
+    few = weight.bfloat16()
+    ways: dict[str, Callable[[int], object]] = {
+        "float32": lambda _: linear(x, weight),
+        "bfloat16": lambda _: linear(x.bfloat16(), few),
+        "weights in bfloat16": lambda _: linear(x, few),
+    }
+    measured = in_turn(ways, repeats=UNSEEN, device=x.device, progress=Progress())
+    return {name: 1e3 * statistics.median(of.seconds) for name, of in measured.items()}
+
+
 def write(file: str, result: dict[str, Any]) -> None:
     """Write ``result``, with what it was measured on."""
     print(result)
@@ -99,17 +115,22 @@ def write(file: str, result: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="only small products")
+    parser.add_argument("--only", choices=["expert", "small", "few bits"], help="only these")
     keep_memory(torch.device("cpu"))
     torch.manual_seed(0)
-    if not parser.parse_args().small:
+    only = parser.parse_args().only
+    if only in (None, "expert"):
         write("products.json", {"width": WIDTH, "neurons": NEURONS, "dtypes": of_an_expert()})
-    small = {
-        f"{width} to {outputs}{', GELU' if gelu else ''}": {rows: by_both(width, outputs, rows, gelu) for rows in FEW}
-        for gelu, sizes in ((False, SMALL), (True, WITH_GELU))
-        for width, outputs in sizes
-    }
-    write("products_small.json", {"microseconds_onednn_and_blas": small})
+    if only in (None, "small"):
+        small = {
+            f"{width} to {outputs}{', GELU' if gelu else ''}": {n: by_both(width, outputs, n, gelu) for n in FEW}
+            for gelu, sizes in ((False, SMALL), (True, WITH_GELU))
+            for width, outputs in sizes
+        }
+        write("products_small.json", {"microseconds_onednn_and_blas": small})
+    if only in (None, "few bits"):
+        by_rows = {n: of_few_bits(n) for n in (*FEW, *ROWS[-1:])}
+        write("products_few_bits.json", {"width": WIDTH, "outputs": OUTPUTS, "milliseconds": by_rows})
 
 
 if __name__ == "__main__":

@@ -217,6 +217,15 @@ def small_products() -> str:
     return markdown(("", *next(iter(found.values()))), rows) + "\n\n" + note
 
 
+def products_of_few_bits() -> str:
+    """What products take in few bits, and of weights that are kept in few."""
+    r = read("products_few_bits.json")
+    by_rows = r["milliseconds"]
+    rows = [(way, *(f"{of[way]:.2f}" for of in by_rows.values())) for way in next(iter(by_rows.values()))]
+    note = f"Milliseconds of a product ({r['width']} to {r['outputs']}) by its number of rows; medians; {named(r)}."
+    return markdown(("", *by_rows), rows) + "\n\n" + note
+
+
 def convolutions() -> str:
     """What the decoder's convolutions take by torch and with fewer multiplications."""
     r = read("convolutions.json")
@@ -313,12 +322,14 @@ def main() -> None:
     fill(results, "dense-speed-avx2", dense_speed("dense_speed_avx2.json"))
     fill(results, "dense-speed-cuda", dense_speed("dense_speed_cuda.json", "dense_speed_cuda_d30.json"))
     fill(results, "sparse-speed", sparse_speed("speed.json"))
+    fill(results, "sparse-speed-amx", sparse_speed("speed_amx.json"))
     fill(results, "sparse-speed-avx2", sparse_speed("speed_avx2.json"))
     fill(results, "sparse-speed-cuda", sparse_speed("speed_cuda.json"))
     fill(results, "deciding", deciding())
     fill(results, "growth", growth("growth.json"))
     fill(results, "products", products())
     fill(results, "small-products", small_products())
+    fill(results, "products-of-few-bits", products_of_few_bits())
     fill(results, "convolutions", convolutions())
     fill(results, "ways", ways("dispatch.json"))
     fill(results, "ways-bfloat16", ways("dispatch_bfloat16.json"))

@@ -76,18 +76,6 @@ def test_fewer_bits(actvar: Actvar, models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fast", "dtype", "warned"), [(True, "bfloat16", 0), (False, "bfloat16", 1), (True, "float16", 1)]
-)
-def test_fewer_bits_that_save_no_time_are_pointed_out(
-    actvar: Actvar, models: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str, warned: int
-) -> None:
-    monkeypatch.setattr("actvar_cli.model.device.fast_bf16", lambda device: fast)
-    done = actvar("sample", models / "dense.safetensors", "-n", "1", "--dtype", dtype, "-o", "x.npz")
-    assert done.code == 0
-    assert done.err.count(f"warning: {dtype} is slower than float32 on this CPU") == warned
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 import actvar_cli
 from actvar_cli.errors import InputError
+from actvar_cli.model import products
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR, paired_rows
@@ -21,9 +23,17 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(params=["slow", "fast"])
+def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether products of few bits are slower on the CPU than those of float32, or faster."""
+    few = (torch.bfloat16, torch.float16) if request.param == "fast" else ()
+    monkeypatch.setattr(products, "FAST", (torch.float32, *few))
+    return str(request.param)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "+".join(kind))
-def test_every_kind_of_model_samples_in_few_bits(kind: dict[str, Any], dtype: str) -> None:
+def test_every_kind_of_model_samples_in_few_bits(kind: dict[str, Any], dtype: str, cpu: str) -> None:
     exact, model = tiny_model(**kind), set_dtype(tiny_model(**kind), dtype)
     exact.threshold = model.threshold = 0.0 if "experts" in kind else None
     counters = WorkCounter(exact.config), WorkCounter(model.config)
@@ -34,8 +44,34 @@ def test_every_kind_of_model_samples_in_few_bits(kind: dict[str, Any], dtype: st
     assert counters[1].cost == pytest.approx(counters[0].cost, rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "+".join(kind))
-def test_a_whole_sequence_too(kind: dict[str, Any]) -> None:
+def test_where_a_cpu_is_slow_in_few_bits_weights_are_rounded_and_nothing_else(
+    kind: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "FAST", (torch.float32,))
+    model, rounded = set_dtype(tiny_model(**kind), dtype), tiny_model(**kind)
+    rounded.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+    model.threshold = rounded.threshold = 0.0 if "experts" in kind else None
+    samples, expected = (of.sample([0, 1], seed=1) for of in (model, rounded))
+    assert (str(model.dtype), model.transformer.cache_dtype) == (f"torch.{dtype}", torch.float32)
+    assert torch.equal(samples.tokens, expected.tokens)
+    torch.testing.assert_close(samples.images, expected.images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["dense", "loop", "split", "grouped"])
+def test_each_way_to_run_experts_widens_their_weights(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "FAST", (torch.float32,))
+    monkeypatch.setenv("ACTVAR_DISPATCH", way)
+    ffn = set_dtype(tiny_model(experts=True), "bfloat16").transformer.stack[0].ffn
+    whole = copy.deepcopy(ffn).float()
+    x, on = torch.randn(40, ffn.fc1.in_features), torch.rand(40, ffn.num_experts) > 0.4
+    with torch.inference_mode():
+        torch.testing.assert_close(ffn(x, on), whole(x, on))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "+".join(kind))
+def test_a_whole_sequence_too(kind: dict[str, Any], cpu: str) -> None:
     exact, model = tiny_model(**kind), set_dtype(tiny_model(**kind), "bfloat16")
     labels, tokens = torch.tensor([0, 1]), torch.zeros(2, 14, dtype=torch.long)
     logits = []
@@ -76,7 +112,7 @@ def test_float32_is_what_a_model_is_in_anyway() -> None:
     assert torch.equal(set_dtype(model, "float32").sample([0, 1], seed=0).images, expected.images)
 
 
-def test_the_shipped_model_says_the_same_in_bfloat16() -> None:
+def test_the_shipped_model_says_the_same_in_bfloat16(cpu: str) -> None:
     def log_probabilities(model: ActVAR) -> torch.Tensor:
         rows, var_input = paired_rows(model, labels, tokens)
         return model.transformer(rows, var_input).log_softmax(-1)  # type: ignore[no-any-return]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from actvar_cli.model import products
 from actvar_cli.model.counters import exactly
-from actvar_cli.model.products import Linear, lacking, linear
+from actvar_cli.model.products import Linear, lacking, linear, product_dtype
 
 
 @pytest.mark.parametrize("rows", [(0,), (1,), (3, 5), (700,)])
@@ -36,6 +38,23 @@ def test_autocast_is_heeded() -> None:
         assert Linear(8, 4)(torch.randn(3, 8)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_few_bits_are_multiplied_in_the_type_of_what_they_meet(dtype: torch.dtype) -> None:
+    layer, x = Linear(512, 512, dtype=dtype), torch.randn(3, 5, 512)
+    with torch.no_grad():
+        made = layer(x, gelu=True)
+        expected = copy.deepcopy(layer).float()(x, gelu=True)
+    assert made.dtype == torch.float32
+    assert torch.equal(made, expected)
+    assert layer.weight.dtype == dtype
+
+
+def test_only_a_cpu_multiplies_in_another_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "FAST", (torch.float32,))
+    for device, used in (("cpu", torch.float32), ("meta", torch.float16)):
+        assert product_dtype(torch.empty(2, 2, dtype=torch.float16, device=device)) == used
+
+
 @pytest.mark.skipif(not products.ONEDNN, reason="torch was built without oneDNN")
 def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
@@ -57,9 +76,14 @@ def test_without_gradients_a_cpu_takes_the_fused_way(monkeypatch: pytest.MonkeyP
         layer(x[0])
 
 
-@pytest.mark.skipif(len(products.DTYPES) < 2, reason="oneDNN does not multiply bfloat16 on this CPU")
-def test_picked_rows_are_filled_up_to_one_of_a_few_numbers_in_bfloat16() -> None:
+def test_picked_rows_are_filled_up_to_one_of_a_few_numbers_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.empty(4, 8, dtype=torch.bfloat16)
+    monkeypatch.setattr(products, "DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(products, "FAST", (torch.float32,))
+    with torch.no_grad():
+        # They are multiplied in float32.
+        assert lacking(5, weight) == 0
+    monkeypatch.setattr(products, "FAST", (torch.float32, torch.bfloat16))
     with torch.no_grad():
         assert lacking(5, weight.float()) == 0
         filled = {rows: rows + lacking(rows, weight) for rows in range(1, 4097)}

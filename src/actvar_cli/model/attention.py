@@ -15,7 +15,7 @@ from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.counters import is_exact
 from actvar_cli.model.places import Places, Uneven
-from actvar_cli.model.products import Linear, linear
+from actvar_cli.model.products import Linear, linear, product_dtype
 
 if TYPE_CHECKING:
     from actvar_cli.model.kernels.tiles import Tiles
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         kernels: bool = False,
         picked: Tiles | None = None,
     ) -> Tensor:
-        """Attention of ``h`` (R, l, C), in the type of the weights.
+        """Attention of ``h`` (R, l, C), in the type of products with the weights.
 
         With ``bias`` (1, 1, l, n + l): over the sequence itself, for teacher forcing, and the keys and values (R, H, n,
         d) of what was ``before`` it, if anything, as `as_cached` has them. With ``cache``: over all scales so far. With
@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
             from actvar_cli.model.kernels.block import attend
 
             return attend(self, h, cache, picked, fill)
-        h = h.to(self.mat_qkv.weight.dtype)
+        h = h.to(product_dtype(self.mat_qkv.weight))
         if cache is not None and places is not None:
             return self._kept(h, cache, places, fill)
         q, k, v = self._project(h, fill)
@@ -138,7 +138,7 @@ class SelfAttention(nn.Module):
 
     def as_cached(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (R, H, l, d) of tokens ``h`` (R, l, C) as a `KVCache` has them."""
-        k, v = self._heads(self.keys_and_values(h.to(self.mat_qkv.weight.dtype)))
+        k, v = self._heads(self.keys_and_values(h.to(product_dtype(self.mat_qkv.weight))))
         return self._unit(k).transpose(1, 2), v.transpose(1, 2)
 
     def _project_apart(self, h: Tensor, kept: Tensor) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from actvar_cli.model import dispatch
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.kernels.usable import fits
-from actvar_cli.model.products import Linear, lacking, linear
+from actvar_cli.model.products import Linear, lacking, linear, product_dtype
 
 if TYPE_CHECKING:
     from actvar_cli.model.kernels.tiles import Tiles
@@ -33,11 +33,11 @@ class FFN(nn.Module):
         self.fits_kernels = fits(config)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the second layer reads, (…, hidden), in the type of the weights."""
-        return self.fc1(x.to(self.fc1.weight.dtype), gelu=True)  # type: ignore[no-any-return]
+        """What the second layer reads, (…, hidden), in the type of products with the weights."""
+        return self.fc1(x.to(product_dtype(self.fc1.weight)), gelu=True)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (…, C) to (…, C), in the type of the weights."""
+        """Map (…, C) to (…, C), in the type of products with the weights."""
         if x.dim() == 2 and (more := lacking(len(x), self.fc1.weight)):
             # Here, so that what the second layer reads need not be copied to be filled up.
             return self.forward(F.pad(x, (0, 0, 0, more)))[: len(x)]
@@ -99,4 +99,4 @@ class ExpertFFN(FFN):
 
     def weight_of(self, expert: int, last: int | None = None) -> Tensor:
         """What `output_of` multiplies by, (C, hidden / E)."""
-        return self.fc2.weight[:, self._part(expert, last)]
+        return self.fc2.weight[:, self._part(expert, last)].to(product_dtype(self.fc2.weight))

@@ -9,7 +9,7 @@ from actvar_cli.errors import InputError, did_you_mean
 from actvar_cli.model.sampling import ActVAR
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Types that weights can be stored in, and that the products of a model can be computed in."""
+"""Types that weights can be stored in, and kept in while a model is at work."""
 
 FULL = (
     "router.fc2",
@@ -31,11 +31,12 @@ def dtype_called(name: str) -> torch.dtype:
 
 
 def set_dtype(model: ActVAR, dtype: str) -> ActVAR:
-    """Let ``model`` compute in ``dtype`` (one of `DTYPES`), in place; it must be in float32 before.
+    """Let ``model`` keep its weights in ``dtype`` (one of `DTYPES`), in place; it must be in float32 before.
 
-    The blocks' products, the keys and values and the tokenizer's decoder are then of that type. The residual stream,
-    AdaLN, scores of routers and token gates, the head with the logits, sampling and the quantiser stay float32.
-    Raises InputError for another type.
+    These are the weights of the blocks and of the tokenizer's decoder. Their products are computed in that type, and
+    keys and values kept in it, too, where that is faster (`products.product_dtype`); else in float32. The residual
+    stream, AdaLN, scores of routers and token gates, the head with the logits, sampling and the quantiser always are
+    float32. Raises InputError for another type.
     """
     target = dtype_called(dtype)
     for block in model.transformer.stack:

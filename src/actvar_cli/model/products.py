@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.counters import is_exact
+from actvar_cli.model.device import fast_bf16
 from actvar_cli.model.kernels.usable import preferred
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -19,6 +20,9 @@ DTYPES = (
 )
 """What oneDNN multiplies on this CPU; without bfloat16, as on x86 without AVX-512, torch's own product does that."""
 
+FAST = (torch.float32, torch.float64, *([torch.bfloat16] if fast_bf16(torch.device("cpu")) else []))
+"""Types in which this CPU multiplies weights that are of them. Those of others, which take longer than float32, are
+brought to that for each product: that takes half a millisecond for four million weights, and no memory for long."""
 
 BY_BLAS = 200_000
 """Up to how many float32 weights a BLAS takes less: oneDNN, once it is called, takes as long as hundreds of thousands
@@ -33,8 +37,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
     Without gradients on a CPU large weights are multiplied by oneDNN; torch's own choice there, a BLAS, takes up to
     twice as long for the few rows of an early scale. A matrix (N, C) is of tokens that were picked, and is filled up,
-    see `lacking`.
+    see `lacking`. ``weight`` and ``bias`` may have fewer bits than ``x``, see `product_dtype`.
     """
+    weight, bias = widened(weight, x), None if bias is None else widened(bias, x)
     if gelu and bias is not None and x.is_cuda and preferred(x):
         # Both in one by cuBLASLt.
         rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
@@ -48,6 +53,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")  # type: ignore[no-any-return]
     y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.ops.aten.gelu_(y, approximate="tanh") if gelu else y  # type: ignore[no-any-return]
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """In which type products with ``weight`` are computed, and what is multiplied by it should be: see `FAST`."""
+    slow = weight.device.type == "cpu" and weight.dtype not in FAST
+    # Kernels that are interpreted take weights as they are.
+    return torch.float32 if slow and not preferred(weight) else weight.dtype
+
+
+def widened(weight: Tensor, x: Tensor) -> Tensor:
+    """``weight`` in the type of ``x`` where that has more bits."""
+    return weight.to(x.dtype) if weight.dtype.itemsize < x.dtype.itemsize else weight
 
 
 def _by_onednn(x: Tensor, weight: Tensor, gelu: bool) -> bool:
@@ -82,7 +99,7 @@ def is_replaceable(x: Tensor) -> bool:
 
 def _filled_up(weight: Tensor) -> bool:
     """Whether rows that were picked are filled up, and multiplied by oneDNN: not in float32, see `lacking`."""
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 in DTYPES and not is_exact()
+    return weight.device.type == "cpu" and product_dtype(weight) == torch.bfloat16 in DTYPES and not is_exact()
 
 
 def lacking(rows: int, weight: Tensor) -> int:

@@ -141,7 +141,7 @@ class ActVAR(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the blocks' products are computed in (`precision.set_dtype`)."""
+        """The type of the blocks' weights (`precision.set_dtype`)."""
         return self.transformer.dtype
 
     def configure(self, **changes: Any) -> None:

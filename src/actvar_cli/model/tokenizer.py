@@ -13,12 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.config import TokenizerConfig
+from actvar_cli.model.products import product_dtype, widened
 from actvar_cli.model.quantizer import MultiScaleQuantizer
-from actvar_cli.model.winograd import Conv3x3
+from actvar_cli.model.winograd import Conv, Conv3x3
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+class Norm(nn.GroupNorm):
+    """Group normalisation as published; its weights may have fewer bits than what it reads."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape, in the type of ``x``."""
+        return F.group_norm(x, self.num_groups, widened(self.weight, x), widened(self.bias, x), self.eps)
 
 
 class ResBlock(nn.Module):
@@ -26,9 +34,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(c_in), Conv3x3(c_in, c_out)
-        self.norm2, self.conv2 = _norm(c_out), Conv3x3(c_out, c_out)
-        self.nin_shortcut = nn.Conv2d(c_in, c_out, kernel_size=1) if c_in != c_out else nn.Identity()
+        self.norm1, self.conv1 = Norm(c_in), Conv3x3(c_in, c_out)
+        self.norm2, self.conv2 = Norm(c_out), Conv3x3(c_out, c_out)
+        self.nin_shortcut = Conv(c_in, c_out, kernel_size=1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c_in, H, W) to (B, c_out, H, W)."""
@@ -43,9 +51,9 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
-        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+        self.norm = Norm(channels)
+        self.qkv = Conv(channels, 3 * channels, kernel_size=1)
+        self.proj_out = Conv(channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -130,7 +138,7 @@ class Encoder(nn.Module):
             self.down.append(level)
             width = out
         self.mid = Middle(width)
-        self.norm_out = _norm(width)
+        self.norm_out = Norm(width)
         self.conv_out = Conv3x3(width, config.z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +166,7 @@ class Decoder(nn.Module):
             levels.insert(0, level)
             width = widths[i]
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(width)
+        self.norm_out = Norm(width)
         self.conv_out = Conv3x3(width, config.in_channels)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -192,7 +200,9 @@ class Tokenizer(nn.Module):
 
     def decode_latent(self, f_hat: Tensor) -> Tensor:
         """The image (B, C, S, S) in [-1, 1] and float32 of a quantised latent."""
-        z = self.post_quant_conv(f_hat).to(self.decoder.conv_in.weight.dtype, memory_format=torch.channels_last)
+        z = self.post_quant_conv(f_hat).to(
+            product_dtype(self.decoder.conv_in.weight), memory_format=torch.channels_last
+        )
         return self.decoder(z).float().clamp(-1, 1)  # type: ignore[no-any-return]
 
     @torch.no_grad()

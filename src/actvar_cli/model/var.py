@@ -17,7 +17,7 @@ from actvar_cli.model.config import EVERYTHING, ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.delta import Delta, Weights, using
 from actvar_cli.model.guidance import GuidanceEmbedding, GuidedContext, blend, guidance_by_position, over_tokens
-from actvar_cli.model.products import Linear
+from actvar_cli.model.products import Linear, product_dtype
 
 
 class HeadNorm(nn.Module):
@@ -44,13 +44,13 @@ class SharedAdaLin(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.add_module("1", nn.Linear(dim, 6 * dim))
+        self.add_module("1", Linear(dim, 6 * dim))
         self.dim = dim
 
     def forward(self, cond: Tensor) -> Tensor:
         """Class embedding (R, C) to (R, 1, 6, C)."""
-        linear: nn.Linear = self.get_submodule("1")  # type: ignore[assignment]
-        return linear(F.silu(cond).to(linear.weight.dtype)).to(cond.dtype).unflatten(1, (1, 6, self.dim))  # type: ignore[no-any-return]
+        linear: Linear = self.get_submodule("1")  # type: ignore[assignment]
+        return linear(F.silu(cond).to(product_dtype(linear.weight))).to(cond.dtype).unflatten(1, (1, 6, self.dim))  # type: ignore[no-any-return]
 
 
 class VAR(nn.Module):
@@ -110,7 +110,9 @@ class VAR(nn.Module):
     def cache_dtype(self) -> torch.dtype:
         """The type of keys and values: that of the blocks' products, here and now."""
         device = self.pos_start.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return product_dtype(self.stack[0].attn.mat_qkv.weight)
 
     def by_kernels(self) -> bool:
         """Whether sampling is done by the kernels for GPUs: all of it, since each block leaves the next one a sum."""

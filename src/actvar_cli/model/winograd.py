@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.counters import is_exact
-from actvar_cli.model.products import is_replaceable
+from actvar_cli.model.products import is_replaceable, widened
 
 TILE, READ = 4, 6
 """Outputs of a tile along one side, and the inputs that these read."""
@@ -38,15 +38,27 @@ AT_ONCE = 64
 """Tiles that are computed together, about: so many stay in a core's cache."""
 
 
-class Conv3x3(nn.Conv2d):
+class Conv(nn.Conv2d):
+    """A convolution whose weights may have fewer bits than what it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, c_in, H, W) to (B, c_out, H, W), in the type of ``x``."""
+        return self.convolve(x, widened(self.weight, x), None if self.bias is None else widened(self.bias, x))
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`forward` with ``weight`` and ``bias`` in the type of ``x``."""
+        return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
+
+
+class Conv3x3(Conv):
     """A 3 x 3 convolution that keeps height and width, computed by the way that is faster."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, kernel_size=3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, c_in, H, W) to (B, c_out, H, W)."""
-        return convolve(x, self.weight, self.bias) if _pays(x, self.weight) else super().forward(x)
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Conv.convolve`."""
+        return convolve(x, weight, bias) if _pays(x, weight) else super().convolve(x, weight, bias)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:

@@ -32,21 +32,11 @@ def choose_device(name: str) -> str:
 def open_model(
     name: str, *, device: str, progress: Progress, budget: float | None = None, dtype: str = "float32"
 ) -> ActVAR:
-    """The model of that name on ``device``, fetched with a progress bar if it is not on this machine.
-
-    A ``dtype`` that saves memory but no time there is pointed out to ``progress``.
-    """
-    import torch
-
-    from actvar_cli.model.device import fast_bf16
+    """The model of that name on ``device``, fetched with a progress bar if it is not on this machine."""
     from actvar_cli.weights.load import load, locate
 
     locate(name, progress=progress)
-    model = load(name, device=choose_device(device), budget=budget, dtype=dtype)
-    quick = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and fast_bf16(model.device))
-    if model.device.type == "cpu" and not quick:
-        progress.say(f"warning: {dtype} is slower than float32 on this CPU, though it takes less memory")
-    return model
+    return load(name, device=choose_device(device), budget=budget, dtype=dtype)
 
 
 def file_of(name: str, progress: Progress) -> Path:
@@ -92,7 +82,7 @@ class Source:
     loader: Callable[[str], ActVAR]
 
     def open(self, dtype: str = "float32") -> ActVAR:
-        """The model, computing in ``dtype``."""
+        """The model, its weights in ``dtype``."""
         return self.loader(dtype)
 
     @property

@@ -23,7 +23,9 @@ Model = Annotated[str | None, Field(description="an earlier step, or a model; de
 Against = Annotated[str | None, Field(description="the model to compare with; default: the recipe's first model")]
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
-Dtype = Annotated[DtypeName, Field(description="what the blocks and the tokenizer's decoder compute in")]
+Dtype = Annotated[
+    DtypeName, Field(description="what the weights of the blocks and the tokenizer's decoder are kept in")
+]
 
 PROFILE_WORK = 3 * 10**11
 """MACs of dense sampling that one batch of a profile may take, about: one image of a d16."""

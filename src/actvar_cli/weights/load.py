@@ -60,7 +60,7 @@ class Source:
 
 
 def load(name: str | Path, *, device: str = "cpu", budget: float | None = None, dtype: str = "float32") -> ActVAR:
-    """A model by its name, in eval mode on ``device``, working at ``budget`` and in ``dtype`` (see `set_dtype`).
+    """A model by its name, in eval mode on ``device``, at ``budget``, its weights in ``dtype`` (see `set_dtype`).
 
     Without ``budget`` it works at the one it was made for, and dense if it was made for none; ``1.0`` is dense.
     Raises InputError, one line, for whatever is wrong with the name, the file, the budget, the device or the type.
