@@ -11,12 +11,14 @@ import torch
 from actvar_cli.convert.convert import convert
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.distill.cost import CostModel
 from actvar_cli.distill.distill import distill
-from actvar_cli.distill.guidance_stage import learn_guidance
+from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, GuidanceStage, Stages, TokensStage
 from actvar_cli.errors import InputError
 from actvar_cli.evaluate.agreement import guided_logits
+from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
 from actvar_cli.progress import Progress
@@ -134,3 +136,24 @@ def test_a_budget_above_half_is_refused() -> None:
     converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
     with pytest.raises(InputError, match=r"a budget of 0\.9 saves nothing: with all experts on, the cost is 0\.5"):
         distill(teacher_model(), converted, settings(2, budget=0.9))
+
+
+def test_a_budget_that_one_row_costs_is_trained_as_it_is_used() -> None:
+    converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+    one_row = with_guidance(converted, GuidanceConfig(cfg=1.5))
+    cost = CostModel(one_row.config, one_row.device)
+    budget = round(cost.whole(), 4)
+    assert cost.whole() < cost.most()
+    stages = Stages(guidance=GuidanceStage(steps=2), experts=ExpertsStage(steps=6), tokens=TokensStage(steps=0))
+    for learns in ("blocks", "delta"):
+        done = distill(
+            teacher_model(),
+            converted,
+            settings(budget=budget).model_copy(update={"stages": stages, "learns": learns, "also": (0.4,)}),
+        )
+        costs = [entry["cost"] for entry in done.history if entry.get("budget") == budget]
+        assert costs and costs == [pytest.approx(cost.whole())] * len(costs)
+        done.model.set_budget(budget)
+        counter = WorkCounter(done.model.config)
+        done.model.sample_tokens([0, 1], seed=0, counter=counter)
+        assert counter.cost == pytest.approx(cost.whole(), rel=1e-3)

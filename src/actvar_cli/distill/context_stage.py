@@ -57,7 +57,9 @@ def going_on(student: ActVAR, batch: TeacherSamples, both: Both) -> Tensor:
     """Logits (B, l, V) of ``student`` for the l positions after those of ``both`` rows, with nothing left out."""
     var = student.transformer
     one = [var.guided_context(block, *pair, 1.0) for block, pair in enumerate(both)]
-    logits: Tensor = var(*single_rows(student, batch.labels, batch.tokens), var.teacher_forced(EVERYTHING, before=one))
+    logits: Tensor = var(
+        *single_rows(student, batch.labels, batch.tokens), var.teacher_forced(EVERYTHING, before=one, whole=True)
+    )
     return logits
 
 

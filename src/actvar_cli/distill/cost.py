@@ -51,9 +51,9 @@ class CostModel:
                 for i in range(len(sizes))
             ]
         )
-        experts = [config.experts_in(block) for block in range(config.transformer.depth)]
-        self.pair = [ffn_macs(config, 1, count) for count in experts]
-        self.router = [router_macs(config, 1, count) for count in experts]
+        self.experts = [config.experts_in(block) for block in range(config.transformer.depth)]
+        self.pair = [ffn_macs(config, 1, count) for count in self.experts]
+        self.router = [router_macs(config, 1, count) for count in self.experts]
         self.skips_attention = config.token_gate is not None and config.token_gate.skips == "attention"
         length = tok.num_tokens
         self.fixed = adaln_macs(config, 2) + sum(head_macs(config, 2, config.rows * n) for n in sizes)
@@ -64,6 +64,10 @@ class CostModel:
         """The cost with every expert on and every token computed."""
         return self._with_experts(torch.ones)
 
+    def whole(self) -> float:
+        """The cost where nothing is left out and nothing asked, neither routers nor token gates."""
+        return float(self([Decisions()] * len(self.pair)))
+
     def least_by_experts(self) -> float:
         """The cost with no expert on, and still every token computed."""
         return self._with_experts(torch.zeros)
@@ -73,11 +77,13 @@ class CostModel:
         return float(self([Decisions(on=on.to(self.computed)) for on in every]))
 
     def __call__(self, decisions: list[Decisions]) -> Tensor:
-        """Cost (a scalar) of the decisions of all blocks."""
+        """Cost (a scalar) of the decisions of all blocks; all experts are on where nobody was asked."""
         total = self.computed.new_zeros(())
-        for made, pair, router in zip(decisions, self.pair, self.router, strict=True):
-            assert made.on is not None
-            ffn = made.on.float().sum(-1) * pair + router
+        for made, pair, router, experts in zip(decisions, self.pair, self.router, self.experts, strict=True):
+            # (B, L), or (1, L) where nobody was asked.
+            ffn = torch.full_like(self.computed[None], experts * pair)
+            if made.on is not None:
+                ffn = made.on.float().sum(-1) * pair + router
             attention = self.computed
             if made.keep is not None:
                 keep = made.keep.float()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import calibrate_dials, dials_of_both_rows
+from actvar_cli.convert.calibration import calibrate_dials, dials_of_both_rows, takes_everything
 from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.addition import Kept
@@ -163,6 +163,8 @@ def run_stage(
         place_delta(student, [aim.threshold for aim in aims])
         # Weights that budgets share are taught at each of them alike, so that none is forgotten.
         most = cost_model.most()
+    # Such a budget is trained as it will be used.
+    whole = [learned is not None and takes_everything(cost_model.whole(), aim.budget) for aim in aims]
     order = turns([aim.budget for aim in aims], most, len(steps))
     with (
         training(student, LEARNS[settings.learns]) as parameters,
@@ -193,8 +195,9 @@ def run_stage(
                 sequences.renew(seed + number // CHECKPOINT_EVERY)
             parts = sequences.batch(seed + number)
             labels, tokens = torch.cat([part.labels for part in parts]), torch.cat([part.tokens for part in parts])
-            budget, threshold = aims[order[step % len(order)]]
-            context = student.transformer.teacher_forced(threshold, temperature=temperature)
+            turn = order[step % len(order)]
+            budget, threshold = aims[turn]
+            context = student.transformer.teacher_forced(threshold, temperature=temperature, whole=whole[turn])
             teacher_hidden: list[Tensor] = []
             student_hidden: list[Tensor] = []
             with optimiser.autocast:

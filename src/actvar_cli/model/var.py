@@ -153,19 +153,20 @@ class VAR(nn.Module):
         pick: Tensor | None = None,
         cfg: float | None = None,
         before: Sequence[tuple[Tensor, Tensor]] = (),
+        whole: bool = False,
     ) -> TeacherForced:
         """A context for `forward` on this model; the fields are explained in `TeacherForced`.
 
         With a threshold, a model that has learned guidance predicts what guidance of strength ``cfg`` would
         (``None``: what it learned); without one it is the original model. With the keys and values ``before``, see
-        `TeacherForced`, it goes on after as many positions, and leaves nothing out.
+        `TeacherForced`, it goes on after as many positions. ``whole`` leaves nothing out, and asks no router.
         """
         learned, strength = self.config.guidance, None
         if learned and threshold is not None:
             cfg = learned.cfg if cfg is None else cfg
             strength = guidance_by_position(self.config, cfg, self.lvl_1L.device) / learned.cfg
         cut = None
-        if threshold is not None and not before:
+        if threshold is not None and not whole:
             offsets = torch.tensor(self.config.scale_offsets, device=self.lvl_1L.device)
             cut = threshold - offsets[self.lvl_1L[0]]
         first = before[0][0].shape[2] if before else 0
