@@ -57,7 +57,8 @@ def test_every_budget_costs_what_it_says(converted: Converted) -> None:
         assert cost == pytest.approx(dial.budget, abs=0.04)
 
 
-@pytest.mark.parametrize("depth", [16, 20, 24, 30, 36])
+# The first is that of `var-fashion`.
+@pytest.mark.parametrize("depth", [3, 16, 20, 24, 30, 36])
 def test_routers_do_less_than_a_hundredth_of_the_work_of_an_ffn(depth: int) -> None:
     dim, experts = 64 * depth, ConvertSettings().experts
     assert isinstance(experts, int)

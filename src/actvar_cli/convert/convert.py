@@ -115,11 +115,8 @@ def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
 
 
 def router_dim(dim: int) -> int:
-    """Neurons of a router for tokens of width ``dim``: it does less than a hundredth of the FFN's work.
-
-    In small models it does a little more: with fewer neurons it could hardly tell one token from another.
-    """
-    return max(8, min(24, dim // 8), dim // 16)
+    """Neurons of a router for tokens of width ``dim``, from 128 on with less than a hundredth of the FFN's work."""
+    return max(8, dim // 16)
 
 
 def with_experts(teacher: ActVAR, experts: ExpertsConfig) -> ActVAR:
