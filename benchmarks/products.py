@@ -34,7 +34,7 @@ WEIGHTS, REPEATS, UNSEEN = 4, 7, 31
 SMALL = ((192, 24), (192, 192), (192, 576), (768, 192), (384, 384), (512, 512), (1024, 1024))
 """What is read and written by small products, of which the first five have no more than `BY_BLAS` weights."""
 WITH_GELU = ((192, 24), (192, 768), (1024, 64))
-"""The same of products that a GELU follows: routers, and the first one of a small model's FFN."""
+"""The same of products that a GELU follows, as in routers, and the first one of a small model's FFN."""
 FEW, TIMES = (2, 8, 32, 128, 512), 60
 
 OUTPUTS = 4096

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actvar_cli.model import device
+from actvar_cli.model import device, products
 
 FREED = """
 import torch
@@ -60,3 +60,8 @@ def test_bfloat16_is_fast_only_on_cpus_that_compute_it_faster(
     if about:
         (tmp_path / "cpuinfo").write_text(about)
     assert device.fast_bf16(torch.device("cpu")) == fast
+
+
+def test_a_cpu_multiplies_in_few_bits_only_where_that_is_faster() -> None:
+    assert (torch.bfloat16 in products.FAST) == device.fast_bf16(torch.device("cpu"))
+    assert torch.float16 not in products.FAST

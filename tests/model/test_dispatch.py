@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actvar_cli.errors import InputError
-from actvar_cli.model import dispatch
+from actvar_cli.model import dispatch, products
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.counters import exactly
 from actvar_cli.model.experts import ExpertFFN
@@ -30,16 +30,25 @@ def routes(densities: list[float], rows: int = 300) -> Tensor:
 
 
 @pytest.mark.parametrize("way", [way for way in dispatch.WAYS if way != "tiles"])
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(
+    ("dtype", "fast", "close"),
+    [(torch.float32, False, 1e-5), (torch.bfloat16, False, 0.05), (torch.bfloat16, True, 0.05)],
+)
 @pytest.mark.parametrize(
     "densities", [[0.5] * 4, [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0.3, 1], [0.97, 0.98, 0.1, 0.99], [0.02] * 4]
 )
 @torch.inference_mode()
-def test_every_way_gives_the_same(way: str, dtype: torch.dtype, close: float, densities: list[float]) -> None:
+def test_every_way_gives_the_same(
+    way: str, dtype: torch.dtype, fast: bool, close: float, densities: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "FAST", (torch.float32, torch.bfloat16) if fast else (torch.float32,))
     ffn, on = random_ffn(dtype), routes(densities)
     x = torch.randn(3, 100, 32)
     expected = random_ffn().masked(x, on.view(3, 100, EXPERTS).float())
     made = dispatch.WAYS[way](ffn, x, on.view(3, 100, EXPERTS))
+    assert dispatch._overhead(ffn) == dispatch.OVERHEAD.get(
+        dtype if fast else torch.float32, dispatch.OVERHEAD[torch.float32]
+    )
     torch.testing.assert_close(made.float(), expected, atol=close, rtol=close)
 
 

@@ -54,6 +54,15 @@ def test_where_a_cpu_is_slow_in_few_bits_weights_are_rounded_and_nothing_else(
     rounded.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
     model.threshold = rounded.threshold = 0.0 if "experts" in kind else None
     samples, expected = (of.sample([0, 1], seed=1) for of in (model, rounded))
+    said = []
+    for of in (model, rounded):
+        context = of.transformer.teacher_forced(0.0)
+        with torch.no_grad():
+            logits = of.transformer(
+                *paired_rows(of, torch.tensor([0, 1]), torch.zeros(2, 14, dtype=torch.long)), context
+            )
+        said.append((logits, [(made.scores, made.gate) for made in context.decisions]))
+    torch.testing.assert_close(*said, atol=1e-5, rtol=1e-5)
     assert (str(model.dtype), model.transformer.cache_dtype) == (f"torch.{dtype}", torch.float32)
     assert torch.equal(samples.tokens, expected.tokens)
     torch.testing.assert_close(samples.images, expected.images, atol=1e-5, rtol=0)

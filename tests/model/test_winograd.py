@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,14 @@ def test_others_are_left_to_torch(calls: list[torch.Size], shape: dict[str, int]
     with torch.no_grad():
         assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
     assert not calls
+
+
+def test_weights_of_few_bits_are_brought_to_the_type_of_the_map(calls: list[torch.Size]) -> None:
+    layer, x = layer_and_map()
+    with torch.no_grad():
+        layer.bfloat16()
+        torch.testing.assert_close(layer(x), copy.deepcopy(layer).float()(x))
+    assert len(calls) == 2
 
 
 def test_gradients_counted_work_other_types_and_the_encoder_are_left_to_torch(calls: list[torch.Size]) -> None:

@@ -115,7 +115,10 @@ def scale_offsets(patch_nums: Sequence[int]) -> tuple[float, ...]:
 
 
 def router_dim(dim: int) -> int:
-    """Neurons of a router for tokens of width ``dim``, from 128 on with less than a hundredth of the FFN's work."""
+    """Neurons of a router for tokens of width ``dim``.
+
+    From a width of 128 on it does less than a hundredth of the work of an FFN of up to 32 experts.
+    """
     return max(8, dim // 16)
 
 

@@ -33,7 +33,7 @@ from actvar_cli.distill.thresholds import expert_density, score_spread, threshol
 from actvar_cli.distill.token_stage import Trial, add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
 from actvar_cli.distill.training import Sequences, budget_weight, place_delta, taught, training, turns, with_delta
 from actvar_cli.errors import ActvarError, InputError
-from actvar_cli.model.config import GuidanceConfig
+from actvar_cli.model.config import EVERYTHING, GuidanceConfig
 from actvar_cli.model.device import keep_memory
 from actvar_cli.model.guidance import guidance_by_position, guide
 from actvar_cli.model.sampling import ActVAR, SamplingSettings, rows_of
@@ -163,8 +163,8 @@ def run_stage(
         place_delta(student, [aim.threshold for aim in aims])
         # Weights that budgets share are taught at each of them alike, so that none is forgotten.
         most = cost_model.most()
-    # Such a budget is trained as it will be used.
-    whole = [learned is not None and takes_everything(cost_model.whole(), aim.budget) for aim in aims]
+    # Such a budget is trained as it will be used in the end, whatever a stage before the last one aims at.
+    whole = [learned is not None and takes_everything(cost_model.whole(), budget) for budget in settings.budgets]
     order = turns([aim.budget for aim in aims], most, len(steps))
     with (
         training(student, LEARNS[settings.learns]) as parameters,
@@ -187,7 +187,8 @@ def run_stage(
             load_checkpoint(checkpoint, student.transformer, optimiser)
             done, history[:], temperature = state["step"], state["history"], state["temperature"]
             task.advance(done)
-        sequences = Sequences(samples, student, settings.own, settings.batch, [aim.threshold for aim in aims])
+        used = [EVERYTHING if is_whole else aim.threshold for aim, is_whole in zip(aims, whole, strict=True)]
+        sequences = Sequences(samples, student, settings.own, settings.batch, used)
         for number in steps[done:]:
             step = number - steps.start
             if step % CHECKPOINT_EVERY == 0:

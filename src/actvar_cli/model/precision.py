@@ -33,10 +33,10 @@ def dtype_called(name: str) -> torch.dtype:
 def set_dtype(model: ActVAR, dtype: str) -> ActVAR:
     """Let ``model`` keep its weights in ``dtype`` (one of `DTYPES`), in place; it must be in float32 before.
 
-    These are the weights of the blocks and of the tokenizer's decoder. Their products are computed in that type, and
-    keys and values kept in it, too, where that is faster (`products.product_dtype`); else in float32. The residual
-    stream, AdaLN, scores of routers and token gates, the head with the logits, sampling and the quantiser always are
-    float32. Raises InputError for another type.
+    These are the weights of the transformer but for its embeddings and head, and those of the tokenizer's decoder.
+    Products with them are computed in that type, and keys and values kept in it, too, where that is faster
+    (`products.product_dtype`); else in float32. The residual stream, AdaLN's parameters, scores of routers and token
+    gates, logits, sampling and the quantiser always are float32. Raises InputError for another type.
     """
     target = dtype_called(dtype)
     for block in model.transformer.stack:

@@ -18,7 +18,7 @@ GELU_ON_THE_WAY = torch.backends.cpu.get_cpu_capability() != "AVX2"
 DTYPES = (
     (torch.float32, torch.bfloat16) if ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 )
-"""What oneDNN multiplies on this CPU; without bfloat16, as on x86 without AVX-512, torch's own product does that."""
+"""What oneDNN multiplies on this CPU."""
 
 FAST = (torch.float32, torch.float64, *([torch.bfloat16] if fast_bf16(torch.device("cpu")) else []))
 """Types in which this CPU multiplies weights that are of them. Those of others, which take longer than float32, are
@@ -63,8 +63,8 @@ def product_dtype(weight: Tensor) -> torch.dtype:
 
 
 def widened(weight: Tensor, x: Tensor) -> Tensor:
-    """``weight`` in the type of ``x`` where that has more bits."""
-    return weight.to(x.dtype) if weight.dtype.itemsize < x.dtype.itemsize else weight
+    """``weight`` in the type of ``x``, if it is a CPU's that has fewer bits."""
+    return weight.to(x.dtype) if weight.device.type == "cpu" and weight.itemsize == 2 < x.itemsize else weight
 
 
 def _by_onednn(x: Tensor, weight: Tensor, gelu: bool) -> bool:

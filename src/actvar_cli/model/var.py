@@ -50,7 +50,8 @@ class SharedAdaLin(nn.Module):
     def forward(self, cond: Tensor) -> Tensor:
         """Class embedding (R, C) to (R, 1, 6, C)."""
         linear: Linear = self.get_submodule("1")  # type: ignore[assignment]
-        return linear(F.silu(cond).to(product_dtype(linear.weight))).to(cond.dtype).unflatten(1, (1, 6, self.dim))  # type: ignore[no-any-return]
+        rows = F.silu(cond).unsqueeze(1).to(product_dtype(linear.weight))
+        return linear(rows).to(cond.dtype).unflatten(2, (6, self.dim))  # type: ignore[no-any-return]
 
 
 class VAR(nn.Module):
@@ -159,8 +160,10 @@ class VAR(nn.Module):
 
         With a threshold, a model that has learned guidance predicts what guidance of strength ``cfg`` would
         (``None``: what it learned); without one it is the original model. With the keys and values ``before``, see
-        `TeacherForced`, it goes on after as many positions. ``whole`` leaves nothing out, and asks no router.
+        `TeacherForced`, it goes on after as many positions, and must be ``whole``: that leaves nothing out, and asks
+        neither routers nor token gates.
         """
+        assert whole or not before
         learned, strength = self.config.guidance, None
         if learned and threshold is not None:
             cfg = learned.cfg if cfg is None else cfg

@@ -43,9 +43,9 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c_in, H, W) to (B, c_out, H, W), in the type of ``x``."""
-        return self.convolve(x, widened(self.weight, x), None if self.bias is None else widened(self.bias, x))
+        return self.computed(x, widened(self.weight, x), None if self.bias is None else widened(self.bias, x))
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`forward` with ``weight`` and ``bias`` in the type of ``x``."""
         return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
 
@@ -56,9 +56,9 @@ class Conv3x3(Conv):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, kernel_size=3, padding=1)
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `Conv.convolve`."""
-        return convolve(x, weight, bias) if _pays(x, weight) else super().convolve(x, weight, bias)
+    def computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Conv.computed`."""
+        return convolve(x, weight, bias) if _pays(x, weight) else super().computed(x, weight, bias)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
