@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ from actvar_cli.model import products
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR, paired_rows
+from actvar_cli.weights.artefact import save
+from actvar_cli.weights.published import write_published
 from tests.tiny import tiny_model
 
 KINDS: list[dict[str, Any]] = [
@@ -113,6 +118,22 @@ def test_decisions_logits_and_codes_keep_all_their_bits() -> None:
         "post_quant",
     )
     assert not [name for name in low if any(part in name for part in whole)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is told by Linux")
+@pytest.mark.parametrize("name", ["dense.safetensors", "var.pth"])
+def test_the_file_that_weights_of_fewer_bits_were_made_from_is_let_go(tmp_path: Path, name: str) -> None:
+    def mapped() -> bool:
+        gc.collect()
+        return name in Path("/proc/self/maps").read_text()
+
+    artefact = tmp_path / "dense.safetensors"
+    save(artefact, tiny_model(), {})
+    write_published(tmp_path / "var.pth", actvar_cli.load(artefact))
+    model = actvar_cli.load(tmp_path / name)
+    assert mapped()
+    set_dtype(model, "bfloat16")
+    assert not mapped()
 
 
 def test_float32_is_what_a_model_is_in_anyway() -> None:

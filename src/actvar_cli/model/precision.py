@@ -39,6 +39,8 @@ def set_dtype(model: ActVAR, dtype: str) -> ActVAR:
     gates, logits, sampling and the quantiser always are float32. Raises InputError for another type.
     """
     target = dtype_called(dtype)
+    if target == torch.float32:
+        return model
     for block in model.transformer.stack:
         _cast(block, target)
         block.attn.zero_k_bias = block.attn.zero_k_bias.to(target)
@@ -47,6 +49,10 @@ def set_dtype(model: ActVAR, dtype: str) -> ActVAR:
     if model.config.transformer.shared_aln:
         _cast(model.transformer.shared_ada_lin, target)
     _cast(model.tokenizer.decoder, target)
+    # What stays as it was is part of a file that is mapped as a whole as long as anything of it is.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.float32:
+            tensor.data = tensor.data.clone()
     return model
 
 
