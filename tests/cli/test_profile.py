@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from actvar_cli.model import products
+from actvar_cli.profile.profile import Profile
 from tests.cli.conftest import Actvar
 
 FEW = ("--batch", "2", "--repeats", "1")
@@ -37,9 +40,17 @@ def test_json(actvar: Actvar, models: Path) -> None:
     assert sum(found["dense"]["scales"]) == pytest.approx(found["dense"]["transformer_flops"])
 
 
-def test_by_default_the_batch_follows_the_size(actvar: Actvar, models: Path) -> None:
+@pytest.mark.parametrize(
+    ("fast", "product_dtype", "types"),
+    [(True, "bfloat16", "bfloat16"), (False, "float32", "bfloat16 multiplied in float32")],
+)
+def test_by_default_the_batch_follows_the_size(
+    actvar: Actvar, models: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, product_dtype: str, types: str
+) -> None:
+    monkeypatch.setattr(products, "FAST", (torch.float32, torch.bfloat16) if fast else (torch.float32,))
     found = actvar("profile", models / "dense.safetensors", "--repeats", "1", "--dtype", "bfloat16", "--json").json
-    assert (found["batch"], found["dtype"]) == (16, "bfloat16")
+    assert (found["batch"], found["dtype"], found["product_dtype"]) == (16, "bfloat16", product_dtype)
+    assert Profile.model_validate(found).types == types
     assert found["dense"]["difference"] == found["dense"]["difference_torch"] == 0
 
 

@@ -61,12 +61,14 @@ class Profile(Frozen):
     """What a model costs. ``compressed`` and the comparisons are ``None`` for a model that runs dense.
 
     ``cost`` is compressed by dense FLOPs of the transformer alone, ``image_cost`` with the tokenizer's decoding;
-    ``speedup`` is measured, ``promised_speedup`` what ``image_cost`` would give, ``efficiency`` their ratio.
+    ``speedup`` is measured, ``promised_speedup`` what ``image_cost`` would give, ``efficiency`` their ratio. ``dtype``
+    is the weights' type, ``product_dtype`` the one in which the blocks multiply there.
     """
 
     model: str
     device: str
     dtype: str
+    product_dtype: str
     torch: str
     scope: str = SCOPE
     batch: int
@@ -84,6 +86,11 @@ class Profile(Frozen):
     speedup: float | None
     promised_speedup: float | None
     efficiency: float | None
+
+    @property
+    def types(self) -> str:
+        """In words, such as ``float32``, or ``bfloat16 multiplied in float32``."""
+        return self.dtype if self.dtype == self.product_dtype else f"{self.dtype} multiplied in {self.product_dtype}"
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The table for a person: what, dense, compressed (empty for a dense model)."""
@@ -180,6 +187,7 @@ def profile(
         model=model.config.name,
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        product_dtype=str(model.transformer.cache_dtype).removeprefix("torch."),
         torch=torch.__version__,
         batch=batch,
         repeats=repeats,

@@ -297,7 +297,7 @@ def _making(data: ReportData) -> str:
         rows.append(
             (
                 "time",
-                f"median of {p.repeats}, dense and compressed in turn, batches of {p.batch}, {p.dtype}; "
+                f"median of {p.repeats}, dense and compressed in turn, batches of {p.batch}, {p.types}; "
                 f"per image from {'; '.join(spread)}",
             )
         )

@@ -68,7 +68,7 @@ def metrics(profile: Profile | None, evaluation: Evaluation | None) -> list[Metr
     """The model's measurements for its model card; nothing of the dense model's is given as its own."""
     found: list[Metric] = []
     if profile and profile.cost and profile.image_cost and profile.speedup:
-        how = f"{profile.device}, {profile.dtype}, batch {profile.batch}"
+        how = f"{profile.device}, {profile.types}, batch {profile.batch}"
         found += [
             _share("cost", "cost, transformer, share of the dense FLOPs", profile.cost, 1.0),
             _share("cost", "cost, whole image, share of the dense FLOPs", profile.image_cost, 1.0),
