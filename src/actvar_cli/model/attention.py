@@ -15,7 +15,7 @@ from actvar_cli.model.cache import KVCache
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.counters import is_exact
 from actvar_cli.model.places import Places, Uneven
-from actvar_cli.model.products import Linear, linear, product_dtype
+from actvar_cli.model.products import Linear, fitted, linear
 
 if TYPE_CHECKING:
     from actvar_cli.model.kernels.tiles import Tiles
@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
             from actvar_cli.model.kernels.block import attend
 
             return attend(self, h, cache, picked, fill)
-        h = h.to(product_dtype(self.mat_qkv.weight))
+        h = fitted(h, self.mat_qkv.weight)
         if cache is not None and places is not None:
             return self._kept(h, cache, places, fill)
         q, k, v = self._project(h, fill)
@@ -138,7 +138,7 @@ class SelfAttention(nn.Module):
 
     def as_cached(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (R, H, l, d) of tokens ``h`` (R, l, C) as a `KVCache` has them."""
-        k, v = self._heads(self.keys_and_values(h.to(product_dtype(self.mat_qkv.weight))))
+        k, v = self._heads(self.keys_and_values(fitted(h, self.mat_qkv.weight)))
         return self._unit(k).transpose(1, 2), v.transpose(1, 2)
 
     def _project_apart(self, h: Tensor, kept: Tensor) -> tuple[Tensor, ...]:

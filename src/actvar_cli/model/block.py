@@ -17,7 +17,7 @@ from actvar_cli.model.experts import FFN, ExpertFFN
 from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.kernels.usable import preferred
 from actvar_cli.model.places import InPlace, Places, Uneven, alike
-from actvar_cli.model.products import Linear, product_dtype
+from actvar_cli.model.products import Linear, fitted
 from actvar_cli.model.router import router_of, straight_through
 from actvar_cli.model.token_gate import Reconstruction, gate_of, previous_update, previous_updates
 
@@ -144,7 +144,7 @@ class Block(nn.Module):
         if hasattr(self, "ada_gss"):
             made = (self.ada_gss + cond).squeeze(1)
         else:
-            rows = cond.unsqueeze(1).to(product_dtype(self.attn.q_bias))
+            rows = fitted(cond.unsqueeze(1), self.attn.q_bias)
             made = self.ada_lin(rows).squeeze(1).float().unflatten(1, (6, self.dim))
         gains, scales, shifts = made.split(2, dim=1)
         return torch.cat((gains, scales + 1, shifts), dim=1)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actvar_cli.model.kernels.usable import preferred
-from actvar_cli.model.products import Linear, product_dtype
+from actvar_cli.model.products import Linear, fitted
 
 
 class Decider(nn.Module, ABC):
@@ -34,7 +34,7 @@ class Perceptron(Decider):
 
     def score(self, x: Tensor, *scale: Any) -> Tensor:
         """What the second layer makes of ``x``, whatever the scale."""
-        hidden = self.fc1(x.to(product_dtype(self.fc1.weight)), gelu=True)
+        hidden = self.fc1(fitted(x, self.fc1.weight), gelu=True)
         return self.fc2(hidden.to(self.fc2.weight.dtype))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, *scale: Any, above: float | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from actvar_cli.errors import InputError, did_you_mean
 from actvar_cli.model.bags import sums_of_rows
 from actvar_cli.model.counters import is_exact
 from actvar_cli.model.kernels.usable import MOST_EXPERTS, UNIT, preferred, usable
-from actvar_cli.model.products import lacking, product_dtype, widened
+from actvar_cli.model.products import fitted, lacking, product_dtype, widened
 
 if TYPE_CHECKING:
     from actvar_cli.model.experts import ExpertFFN
@@ -128,7 +128,7 @@ def _by_expert(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], common:
     shape, rows, width = x.shape, len(on), ffn.expert_dim
     if min(counts) == rows:
         return ffn.forward(x)
-    x = x.to(product_dtype(ffn.fc1.weight))
+    x = fitted(x, ffn.fc1.weight)
     # The means are float32 whatever the weights are, and so are sums over experts.
     partly = torch.tensor([float(n < rows) for n in counts], device=x.device)
     means = partly[:, None] * ffn.expert_mean
@@ -183,7 +183,7 @@ def grouped(ffn: ExpertFFN, x: Tensor, on: Tensor) -> Tensor:
     experts, width = ffn.num_experts, ffn.expert_dim
     expert, token = on.T.nonzero(as_tuple=True)
     ends = on.sum(0).cumsum(0, dtype=torch.int32)
-    rows = x.to(product_dtype(ffn.fc1.weight)).flatten(0, -2).index_select(0, token)
+    rows = fitted(x, ffn.fc1.weight).flatten(0, -2).index_select(0, token)
     first = widened(ffn.fc1.weight, rows).view(experts, width, -1).transpose(1, 2)
     second = widened(ffn.fc2.weight, rows).view(-1, experts, width).permute(1, 2, 0)
     hidden = _grouped_mm(rows, first, offs=ends) + ffn.fc1.bias.view(experts, width)[expert]

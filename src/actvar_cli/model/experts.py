@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from actvar_cli.model import dispatch
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.kernels.usable import fits
-from actvar_cli.model.products import Linear, lacking, linear, product_dtype
+from actvar_cli.model.products import Linear, fitted, lacking, linear
 
 if TYPE_CHECKING:
     from actvar_cli.model.kernels.tiles import Tiles
@@ -34,7 +34,7 @@ class FFN(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """What the second layer reads, (…, hidden), in the type of products with the weights."""
-        return self.fc1(x.to(product_dtype(self.fc1.weight)), gelu=True)  # type: ignore[no-any-return]
+        return self.fc1(fitted(x, self.fc1.weight), gelu=True)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to (…, C), in the type of products with the weights."""
@@ -99,4 +99,4 @@ class ExpertFFN(FFN):
 
     def weight_of(self, expert: int, last: int | None = None) -> Tensor:
         """What `output_of` multiplies by, (C, hidden / E)."""
-        return self.fc2.weight[:, self._part(expert, last)].to(product_dtype(self.fc2.weight))
+        return fitted(self.fc2.weight[:, self._part(expert, last)], self.fc2.weight)

@@ -56,10 +56,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
-    """In which type products with ``weight`` are computed, and what is multiplied by it should be: see `FAST`."""
+    """In which type products with ``weight`` are computed: see `FAST`."""
     slow = weight.device.type == "cpu" and weight.dtype not in FAST
     # Kernels that are interpreted take weights as they are.
     return torch.float32 if slow and not preferred(weight) else weight.dtype
+
+
+def fitted(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in the type in which it is multiplied by ``weight``, see `product_dtype`."""
+    return x.to(product_dtype(weight))
 
 
 def widened(weight: Tensor, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from actvar_cli.model.config import ModelConfig, ReconstructionKind
 from actvar_cli.model.deciding import Decider, Perceptron
-from actvar_cli.model.products import Linear, product_dtype
+from actvar_cli.model.products import Linear, fitted
 
 
 class TokenGate(Perceptron):
@@ -169,7 +169,7 @@ class Reconstruction(nn.Module):
         mean of those around from what the first, which has no constant, made; ``None`` if that was taken from ``h``.
         """
         if self.by_rank:
-            inner = self.down(h.to(product_dtype(self.down.weight)))
+            inner = self.down(fitted(h, self.down.weight))
             made: Tensor = self.up(between(inner) if between else inner)
         else:
             # Of neighbours only what is wanted is known, while ``h`` is of all tokens.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actvar_cli.model.config import TokenizerConfig
-from actvar_cli.model.products import product_dtype, widened
+from actvar_cli.model.products import fitted, widened
 from actvar_cli.model.quantizer import MultiScaleQuantizer
 from actvar_cli.model.winograd import Conv, Conv3x3
 
@@ -200,9 +200,7 @@ class Tokenizer(nn.Module):
 
     def decode_latent(self, f_hat: Tensor) -> Tensor:
         """The image (B, C, S, S) in [-1, 1] and float32 of a quantised latent."""
-        z = self.post_quant_conv(f_hat).to(
-            product_dtype(self.decoder.conv_in.weight), memory_format=torch.channels_last
-        )
+        z = fitted(self.post_quant_conv(f_hat), self.decoder.conv_in.weight).to(memory_format=torch.channels_last)
         return self.decoder(z).float().clamp(-1, 1)  # type: ignore[no-any-return]
 
     @torch.no_grad()

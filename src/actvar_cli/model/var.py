@@ -17,7 +17,7 @@ from actvar_cli.model.config import EVERYTHING, ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.delta import Delta, Weights, using
 from actvar_cli.model.guidance import GuidanceEmbedding, GuidedContext, blend, guidance_by_position, over_tokens
-from actvar_cli.model.products import Linear, product_dtype
+from actvar_cli.model.products import Linear, fitted, product_dtype
 
 
 class HeadNorm(nn.Module):
@@ -50,7 +50,7 @@ class SharedAdaLin(nn.Module):
     def forward(self, cond: Tensor) -> Tensor:
         """Class embedding (R, C) to (R, 1, 6, C)."""
         linear: Linear = self.get_submodule("1")  # type: ignore[assignment]
-        rows = F.silu(cond).unsqueeze(1).to(product_dtype(linear.weight))
+        rows = fitted(F.silu(cond).unsqueeze(1), linear.weight)
         return linear(rows).to(cond.dtype).unflatten(2, (6, self.dim))  # type: ignore[no-any-return]
 
 
