@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from actvar_cli.model import products
-from actvar_cli.profile.profile import Profile
 from tests.cli.conftest import Actvar
 
 FEW = ("--batch", "2", "--repeats", "1")
@@ -47,6 +46,8 @@ def test_json(actvar: Actvar, models: Path) -> None:
 def test_by_default_the_batch_follows_the_size(
     actvar: Actvar, models: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, product_dtype: str, types: str
 ) -> None:
+    from actvar_cli.profile.profile import Profile  # here, as tests/model/kernels wants to import Triton first
+
     monkeypatch.setattr(products, "FAST", (torch.float32, torch.bfloat16) if fast else (torch.float32,))
     found = actvar("profile", models / "dense.safetensors", "--repeats", "1", "--dtype", "bfloat16", "--json").json
     assert (found["batch"], found["dtype"], found["product_dtype"]) == (16, "bfloat16", product_dtype)

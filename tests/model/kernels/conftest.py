@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,8 @@ from actvar_cli.model import dispatch, kernels
 from actvar_cli.model.kernels import usable
 
 if usable.INSTALLED:
+    if "triton" in sys.modules:
+        raise RuntimeError("Triton was imported before it is told to interpret: by another test module, at its top")
     os.environ["TRITON_INTERPRET"] = "1"
     importlib.reload(usable)
     for module in pkgutil.iter_modules(kernels.__path__, kernels.__name__ + "."):
