@@ -20,6 +20,7 @@ import actvar_cli
 from actvar_cli.convert.recording import TeacherSamples, draw_samples
 from actvar_cli.distill.guidance_stage import learn_guidance
 from actvar_cli.distill.settings import DistillSettings, GuidanceStage, Stages
+from actvar_cli.distill.training import Course
 from actvar_cli.evaluate.evaluate import evaluate
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
@@ -61,7 +62,7 @@ def main() -> None:
     samples = draw_samples(teacher, options.images, seed=1_000_000, progress=progress)
     stages = Stages(guidance=GuidanceStage(steps=options.steps))
     settings = DistillSettings(images=options.images, batch=options.batch, stages=stages)
-    model = learn_guidance(teacher, samples, settings, seed=0, history=[], checkpoint=None, progress=progress)
+    model = learn_guidance(Course(teacher, samples, settings, progress=progress))
     model.threshold = -math.inf
     rows = []
     for cfg in STRENGTHS:

@@ -19,7 +19,7 @@ from actvar_cli.distill.guidance_stage import learn_guidance
 from actvar_cli.distill.losses import hidden_error, kl_divergence, scale_weights
 from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.distill.training import batch_of, taught, training
+from actvar_cli.distill.training import Course, batch_of, taught, training
 from actvar_cli.model.block import Block
 from actvar_cli.model.config import Dial, GuidanceConfig, ModelConfig, TransformerConfig
 from actvar_cli.model.counters import dense_macs
@@ -132,7 +132,7 @@ def thinner_student(teacher: ActVAR, settings: DistillSettings, seed: int = 0) -
     """A narrower student of ``teacher``, for one budget, with the stage `guidance` and the steps of both others."""
     progress = Progress()
     samples = training_samples(teacher, settings, GuidanceConfig(cfg=settings.stages.guidance.cfg), seed, progress)
-    guided = learn_guidance(teacher, samples, settings, seed=seed, history=[], checkpoint=None, progress=progress)
+    guided = learn_guidance(Course(teacher, samples, settings, seed=seed, progress=progress))
     channels = loudest_channels(guided, samples, width_for(settings.budget, guided.config))
     student = narrowed(guided, channels)
     weights, guidance = scale_weights(teacher.config.tokenizer.patch_nums, teacher.device), guidance_of(guided)

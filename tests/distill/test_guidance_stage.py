@@ -16,6 +16,7 @@ from actvar_cli.distill.distill import distill
 from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, GuidanceStage, Stages, TokensStage
+from actvar_cli.distill.training import Course
 from actvar_cli.errors import InputError
 from actvar_cli.evaluate.agreement import guided_logits
 from actvar_cli.model.config import GuidanceConfig
@@ -38,8 +39,7 @@ def settings(steps: int = 40, budget: float = 0.4) -> DistillSettings:
 def learned(steps: int, **kwargs: Any) -> ActVAR:
     teacher = teacher_model()
     samples = draw_samples(teacher, 32, seed=5, progress=Progress())
-    arguments = {"seed": 0, "history": [], "checkpoint": None, "progress": Progress(), **kwargs}
-    return learn_guidance(teacher, samples, settings(steps), **arguments)
+    return learn_guidance(Course(teacher, samples, settings(steps), **kwargs))
 
 
 @torch.no_grad()

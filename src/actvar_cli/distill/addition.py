@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,11 +11,10 @@ from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.checkpoint import load_checkpoint, read_state, save_checkpoint
 from actvar_cli.distill.losses import kl_divergence, scale_weights
 from actvar_cli.distill.optimiser import Optimiser
-from actvar_cli.distill.settings import ContextStage, DistillSettings, GuidanceStage
-from actvar_cli.distill.training import batch_of, taught, training
+from actvar_cli.distill.settings import ContextStage, GuidanceStage
+from actvar_cli.distill.training import Course, batch_of, taught, training
 from actvar_cli.model.guidance import guidance_by_position
 from actvar_cli.model.sampling import ActVAR
-from actvar_cli.progress import Progress
 
 CHECKPOINT_EVERY = 50
 """Optimiser steps between two checkpoints."""
@@ -33,35 +31,29 @@ class Kept(NamedTuple):
 
 
 def learn_addition(
+    course: Course,
     name: str,
     model: ActVAR,
     part: str,
     says: Says,
     stage: GuidanceStage | ContextStage,
-    *,
-    teacher: ActVAR,
-    samples: TeacherSamples,
-    settings: DistillSettings,
-    seed: int,
-    history: list[dict[str, Any]],
-    checkpoint: Path | None,
     kept: Kept,
-    progress: Progress,
 ) -> None:
-    """Train the parameters of ``model`` with ``part`` in their names to say what guidance makes of the ``teacher``.
+    """Train the parameters of ``model`` with ``part`` in their names to say what guidance makes of the teacher.
 
-    Goes on from ``checkpoint`` where that is of this stage, called ``name``.
+    Goes on from the checkpoint where that is of this stage, called ``name``.
     """
+    checkpoint, history = course.checkpoint, course.history
     learned = model.config.guidance
     assert learned is not None
     strengths = guidance_by_position(model.config, learned.cfg, model.device)
     weights = scale_weights(model.config.tokenizer.patch_nums, model.device)
     with (
         training(model, (part,)) as parameters,
-        progress.task(f"distilling {name}", stage.steps) as task,
+        course.progress.task(f"distilling {name}", stage.steps) as task,
     ):
         optimiser = Optimiser(
-            parameters, lr=stage.lr, steps=stage.steps, precision=settings.precision, device=model.device
+            parameters, lr=stage.lr, steps=stage.steps, precision=course.settings.precision, device=model.device
         )
         done, before = 0, read_state(checkpoint)
         if checkpoint and before and before["stage"] == name:
@@ -69,11 +61,11 @@ def learn_addition(
             done, history[:] = before["step"], before["history"]
             task.advance(done)
         for step in range(done, stage.steps):
-            batch = batch_of(samples, settings.batch, seed + step)
+            batch = batch_of(course.samples, course.settings.batch, course.seed + step)
             with optimiser.autocast:
                 logits = says(batch, step)
                 last = slice(-logits.shape[1], None)
-                target = taught(teacher, batch, strengths)[:, last]
+                target = taught(course.teacher, batch, strengths)[:, last]
             loss = kl_divergence(logits, target, weights[last])
             norm = optimiser.step(loss, step)
             kl = float(loss.detach())

@@ -6,21 +6,17 @@ what `GuidedContext` adds learns here, after the other stages: at lower budgets 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.addition import Kept, learn_addition
-from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.distill.training import Course
 from actvar_cli.model.block import TeacherForced
 from actvar_cli.model.config import EVERYTHING
 from actvar_cli.model.guidance import over_tokens
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, paired_rows, single_rows
-from actvar_cli.progress import Progress
 
 NAME = "context"
 """What the stage is called in history and checkpoint."""
@@ -63,18 +59,7 @@ def going_on(student: ActVAR, batch: TeacherSamples, both: Both) -> Tensor:
     return logits
 
 
-def learn_context(
-    teacher: ActVAR,
-    student: ActVAR,
-    samples: TeacherSamples,
-    settings: DistillSettings,
-    *,
-    seed: int,
-    history: list[dict[str, Any]],
-    checkpoint: Path | None,
-    kept: Kept,
-    progress: Progress,
-) -> None:
+def learn_context(course: Course, student: ActVAR, kept: Kept) -> None:
     """Train the guided context of ``student``, as `with_context` made it, in place; see `learn_addition`.
 
     Steps take turns between all numbers of scales that both rows may begin.
@@ -82,20 +67,6 @@ def learn_context(
     turns = student.config.beginnings
 
     def says(batch: TeacherSamples, step: int) -> Tensor:
-        return going_on(student, batch, begun(teacher, batch, turns[step % len(turns)]))
+        return going_on(student, batch, begun(course.teacher, batch, turns[step % len(turns)]))
 
-    learn_addition(
-        NAME,
-        student,
-        "guided_context.",
-        says,
-        settings.stages.context,
-        teacher=teacher,
-        samples=samples,
-        settings=settings,
-        seed=seed,
-        history=history,
-        checkpoint=checkpoint,
-        kept=kept,
-        progress=progress,
-    )
+    learn_addition(course, NAME, student, "guided_context.", says, course.settings.stages.context, kept)

@@ -31,7 +31,16 @@ from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.thresholds import expert_density, score_spread, threshold_for
 from actvar_cli.distill.token_stage import Trial, add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
-from actvar_cli.distill.training import Sequences, budget_weight, place_delta, taught, training, turns, with_delta
+from actvar_cli.distill.training import (
+    Course,
+    Sequences,
+    budget_weight,
+    place_delta,
+    taught,
+    training,
+    turns,
+    with_delta,
+)
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import EVERYTHING, GuidanceConfig
 from actvar_cli.model.device import keep_memory
@@ -126,27 +135,21 @@ def trials(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Se
     return found
 
 
-def resumable(student: ActVAR, guided: ActVAR, aims: Sequence[Aim], settings: DistillSettings, seed: int) -> Kept:
+def resumable(course: Course, student: ActVAR, guided: ActVAR, aims: Sequence[Aim]) -> Kept:
     """What a checkpoint of a stage after the guidance's has to hold besides the student and how far the stage got."""
     gated = student.config.token_gate.blocks if student.config.token_gate else ()
-    state = {"aims": aims, "gated_blocks": gated, "settings": settings.model_dump(mode="json"), "seed": seed}
+    state = course.identity | {"aims": aims, "gated_blocks": gated}
     return Kept(state, {GUIDED: guided.transformer.guidance} if guided.config.guidance else {})
 
 
 def run_stage(
+    course: Course,
     name: str,
-    teacher: ActVAR,
     guided: ActVAR,
     student: ActVAR,
-    samples: TeacherSamples,
-    settings: DistillSettings,
     *,
     steps: range,
     aims: Sequence[Aim],
-    seed: int,
-    history: list[dict[str, Any]],
-    checkpoint: Path | None,
-    progress: Progress,
     before: Optimiser | None = None,
 ) -> Optimiser:
     """Train ``student`` in place, at ``aims`` in the order of `turns`; excess is punished.
@@ -155,6 +158,7 @@ def run_stage(
     before returned.
     ``guided`` is the teacher with guidance learned, where the student has learned it too; else the teacher.
     """
+    samples, settings, history, checkpoint = course.samples, course.settings, course.history, course.checkpoint
     cost_model = CostModel(student.config, student.device)
     weights, guidance = scale_weights(student.config.tokenizer.patch_nums, student.device), guidance_of(student)
     learned = student.config.guidance
@@ -168,7 +172,7 @@ def run_stage(
     order = turns([aim.budget for aim in aims], most, len(steps))
     with (
         training(student, LEARNS[settings.learns]) as parameters,
-        progress.task(f"distilling {name}", len(steps)) as task,
+        course.progress.task(f"distilling {name}", len(steps)) as task,
     ):
         optimiser = Optimiser(
             parameters,
@@ -193,8 +197,8 @@ def run_stage(
             step = number - steps.start
             if step % CHECKPOINT_EVERY == 0:
                 # In step with the checkpoints: what goes on from one draws the same.
-                sequences.renew(seed + number // CHECKPOINT_EVERY)
-            parts = sequences.batch(seed + number)
+                sequences.renew(course.seed + number // CHECKPOINT_EVERY)
+            parts = sequences.batch(course.seed + number)
             labels, tokens = torch.cat([part.labels for part in parts]), torch.cat([part.tokens for part in parts])
             turn = order[step % len(order)]
             budget, threshold = aims[turn]
@@ -203,13 +207,13 @@ def run_stage(
             student_hidden: list[Tensor] = []
             with optimiser.autocast:
                 if learned:
-                    target = torch.cat([taught(teacher, part, guidance) for part in parts])
+                    target = torch.cat([taught(course.teacher, part, guidance) for part in parts])
                     with torch.no_grad():
                         # What one row should look like inside, the teacher's two do not tell.
                         every = guided.transformer.teacher_forced(-torch.inf)
                         guided.transformer(*rows_of(guided, labels, tokens), every, teacher_hidden)
                 else:
-                    target = taught(teacher, TeacherSamples(labels, tokens), guidance, teacher_hidden)
+                    target = taught(course.teacher, TeacherSamples(labels, tokens), guidance, teacher_hidden)
                 logits = student.transformer(*rows_of(student, labels, tokens), context, student_hidden)
             cost = cost_model(context.decisions)
             if not learned:
@@ -227,7 +231,7 @@ def run_stage(
             task.advance(note=f"kl {history[-1]['kl']:.3f} cost {history[-1]['cost']:.3f}")
             if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == len(steps)):
                 state = {"stage": name, "step": step + 1, "history": history, "temperature": temperature}
-                kept = resumable(student, guided, aims, settings, seed)
+                kept = resumable(course, student, guided, aims)
                 save_checkpoint(checkpoint, {"model": student.transformer, **kept.parts}, optimiser, kept.state | state)
     return optimiser
 
@@ -249,11 +253,7 @@ def distill(
     check(teacher, student, settings)
     keep_memory(teacher.device)
     progress = progress or Progress()
-    stages, identity = settings.stages, settings.model_dump(mode="json")
-    state = read_state(checkpoint)
-    if checkpoint and state and (state["settings"], state["seed"]) != (identity, seed):
-        checkpoint.unlink()
-        state = None
+    stages = settings.stages
     student = copy.deepcopy(student).to(teacher.device)
     if settings.learns == "delta" and not student.config.delta:
         student = with_delta(student, len(settings.budgets))
@@ -276,12 +276,14 @@ def distill(
         )
     learned = student.config.guidance
     samples = training_samples(teacher, settings, learned, seed, progress)
-    history: list[dict[str, Any]] = []
+    course = Course(teacher, samples, settings, seed=seed, checkpoint=checkpoint, progress=progress)
+    state = read_state(checkpoint)
+    if checkpoint and state and not course.identity.items() <= state.items():
+        checkpoint.unlink()
+        state = None
     guided = teacher
     if stages.guidance.steps:
-        guided = learn_guidance(
-            teacher, samples, settings, seed=seed, history=history, checkpoint=checkpoint, progress=progress
-        )
+        guided = learn_guidance(course)
         student.transformer.guidance.load_state_dict(guided.transformer.guidance.state_dict())
         state = state if state and state["stage"] != "guidance" else None
     elif student.config.guidance:
@@ -293,10 +295,7 @@ def distill(
     first = [most - share * (most - budget) for budget in budgets]
 
     def stage(name: str, steps: range, before: Optimiser | None = None) -> Optimiser:
-        return run_stage(
-            name, teacher, guided, student, samples, settings, steps=steps, aims=aims, seed=seed, history=history,
-            checkpoint=checkpoint, progress=progress, before=before,
-        )  # fmt: skip
+        return run_stage(course, name, guided, student, steps=steps, aims=aims, before=before)
 
     def aimed(budgets: Sequence[float]) -> list[Aim]:
         return [Aim(budget, threshold_for(student, samples, budget)) for budget in budgets]
@@ -342,11 +341,7 @@ def distill(
         stage("tokens", range(stages.experts.steps, stages.learning), optimiser)
     if stages.context.steps:
         student = with_context(student)
-        kept = resumable(student, guided, aims, settings, seed)
-        learn_context(
-            teacher, student, samples, settings, seed=seed, history=history, checkpoint=checkpoint, kept=kept,
-            progress=progress,
-        )  # fmt: skip
+        learn_context(course, student, resumable(course, student, guided, aims))
     thresholds = [aim.threshold for aim in aims]
     dials = calibrate_dials(
         student,
@@ -365,4 +360,4 @@ def distill(
     student.set_budget(settings.budget)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    return Distilled(student.eval(), history)
+    return Distilled(student.eval(), course.history)

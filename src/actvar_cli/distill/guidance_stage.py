@@ -6,20 +6,16 @@ embeddings suffice, and that they take part in proportion to the strength of gui
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.addition import Kept, learn_addition
 from actvar_cli.distill.checkpoint import load_weights, read_state
-from actvar_cli.distill.settings import DistillSettings
+from actvar_cli.distill.training import Course
 from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, single_rows
-from actvar_cli.progress import Progress
 
 NAME = "guidance"
 """What the stage is called in history and checkpoint."""
@@ -33,21 +29,13 @@ def with_guidance(model: ActVAR, guidance: GuidanceConfig) -> ActVAR:
     return rebuilt(model, model.config.model_copy(update={"guidance": guidance}))
 
 
-def learn_guidance(
-    teacher: ActVAR,
-    samples: TeacherSamples,
-    settings: DistillSettings,
-    *,
-    seed: int,
-    history: list[dict[str, Any]],
-    checkpoint: Path | None,
-    progress: Progress,
-) -> ActVAR:
+def learn_guidance(course: Course) -> ActVAR:
     """The teacher with guidance learned: at a threshold, one row predicts what guidance makes of the teacher's two.
 
-    Goes on from ``checkpoint``, also from one of a later stage.
+    Goes on from the checkpoint, also from one of a later stage.
     """
-    model = with_guidance(teacher, GuidanceConfig(cfg=settings.stages.guidance.cfg))
+    stage, checkpoint = course.settings.stages.guidance, course.checkpoint
+    model = with_guidance(course.teacher, GuidanceConfig(cfg=stage.cfg))
     var = model.transformer
     state = read_state(checkpoint)
     if checkpoint and state and state["stage"] != NAME:
@@ -58,19 +46,5 @@ def learn_guidance(
         logits: Tensor = var(*single_rows(model, batch.labels, batch.tokens), var.teacher_forced(-torch.inf))
         return logits
 
-    learn_addition(
-        NAME,
-        model,
-        "guidance.",
-        says,
-        settings.stages.guidance,
-        teacher=teacher,
-        samples=samples,
-        settings=settings,
-        seed=seed,
-        history=history,
-        checkpoint=checkpoint,
-        kept=Kept({"seed": seed, "settings": settings.model_dump(mode="json")}),
-        progress=progress,
-    )
+    learn_addition(course, NAME, model, "guidance.", says, stage, Kept(course.identity))
     return model

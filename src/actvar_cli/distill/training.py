@@ -6,6 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from actvar_cli.convert.recording import TeacherSamples, draw_samples
+from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.model.config import DeltaConfig
 from actvar_cli.model.guidance import guide
 from actvar_cli.model.rebuild import rebuilt
@@ -30,6 +33,24 @@ NEARLY, SELDOM = 0.95, 4
 
 LONG = 4500
 """Of so many steps there are enough to take as many where next to nothing is left out as elsewhere."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all stages of a training share: who teaches what and how, and where they say and keep how far they got."""
+
+    teacher: ActVAR
+    samples: TeacherSamples
+    settings: DistillSettings
+    seed: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: Path | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in to be gone on from, as JSON."""
+        return {"settings": self.settings.model_dump(mode="json"), "seed": self.seed}
 
 
 @contextmanager
