@@ -1,4 +1,4 @@
-"""Put what was measured into README.md and docs/results.md, so that no figure there is typed by hand.
+"""Put what was measured into README.md and docs/results.md, so that no figure in a table is typed by hand.
 
     actvar run var-fashion -o runs/var-fashion
     python benchmarks/update_docs.py runs/var-fashion

@@ -43,7 +43,7 @@ def export(
 
     From a run's folder, the recipe and the record of the run go with it, and what the run measured is in the card. With
     --format var: the transformer alone, in the published layout and with every neuron back in its place, to be loaded
-    by the original code.
+    by the original code; a tokenizer that is not the published one is written beside it.
     """
     given = {} if shard_size is None else {"shard_size": shard_size}
     settings = checked(S, {"format": format, "dtype": dtype, **given}, {})

@@ -14,7 +14,7 @@ Model = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path of the result, and no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only paths or names, and no progress.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
 Set = Annotated[

@@ -125,8 +125,8 @@ def refit(
 
     The sequences are shared out among the ``thresholds``: one set of weights serves all of them (`balanced`).
     Where the student has learned guidance, so has the teacher: both compute the same row.
-    Every scale counts the same. Returns every block's error afterwards, as `hidden_error` has it. Tokens that the
-    student leaves out count for that, but not for the fit.
+    Scales count as in the loss, by `scale_weights`. Returns every block's error afterwards, as `hidden_error` has it.
+    Tokens that the student leaves out count for that, but not for the fit.
     """
     images = max(1, TOKENS // (student.config.rows * student.config.tokenizer.num_tokens))
     labels, var_input = rows_of(teacher, samples.labels[:images], samples.tokens[:images])

@@ -1,7 +1,8 @@
 """The token gate and the reconstruction: compute only tokens that still change, stand in for the rest.
 
-``learned`` gates and the ``low-rank`` reconstruction are the product's own; the other kinds are what they are compared
-with. Source: ActVAR (arXiv 2511.12893) for the gate; the reconstruction is ours (docs/method.md).
+``learned`` and ``grid`` gates, and reconstructions with a ``low-rank`` map, alone or over ``neighbours``, are the
+product's own; the other kinds are what they are compared with. Source: ActVAR (arXiv 2511.12893) for the gate; the
+reconstruction is ours (docs/method.md).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class TokenGate(Perceptron):
 
 
 class StaticGate(Decider):
-    """The same score for all tokens of a scale: the whole block is computed there, or stood in for."""
+    """The same score for all tokens of a scale: what is skipped is computed for all of them, or stood in for."""
 
     alike = True
     """Whether it decides the same in all rows."""

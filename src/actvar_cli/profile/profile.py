@@ -1,6 +1,7 @@
 """The profile of a model: parameters, FLOPs counted on real sampling, and measured time; dense and compressed.
 
-FLOPs are 2 x MACs of matrix products and convolutions, per image, sampled with classifier-free guidance (both rows).
+FLOPs are 2 x MACs of matrix products and convolutions, per image, sampled with classifier-free guidance
+(both rows, or the one that has learned it).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from actvar_cli.profile.units import duration, percent, quantity
 from actvar_cli.profile.work import Work, count_work, is_part, part_of
 from actvar_cli.progress import Progress
 
-SCOPE = "FLOPs = 2 x MACs of matrix products and convolutions; one image, both rows of classifier-free guidance"
+SCOPE = "FLOPs = 2 x MACs of matrix products and convolutions; one image with classifier-free guidance"
 """What every FLOPs figure of a profile covers."""
 
 
@@ -31,7 +32,7 @@ class Mode(Frozen):
     """One way of running the model, dense or compressed. FLOPs are per image; densities by block, then by scale.
 
     ``transformer_flops`` is the model's own count, ``transformer_flops_fvcore`` is fvcore's and
-    ``transformer_flops_torch`` that of torch's flop_counter, all of the same sampling; ``difference`` and
+    ``transformer_flops_torch`` that of torch's flop_counter, all of samplings under the same seed; ``difference`` and
     ``difference_torch`` say how far these two lie above the first, relative to it. ``modules`` is by fvcore, the
     ``tokenizer.`` ones included. An expert density is of the tokens that were computed. Seconds and
     images per second are of whole images, tokenizer included. ``times`` is there if it was asked for.

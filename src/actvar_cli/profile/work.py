@@ -1,8 +1,8 @@
 """What sampling multiplies, counted three times over.
 
 By the model's own counter, by fvcore on the operators of a trace, and by torch's flop_counter on those that are
-executed. All watch the same sampling, so that they see the same tokens and the same decisions. Everything is in MACs of
-matrix products and convolutions; norms, activations, resizing and additions are left out by all.
+executed. All watch samplings under the same seed, so that they see the same tokens and the same decisions. Everything
+is in MACs of matrix products and convolutions; norms, activations, resizing and additions are left out by all.
 """
 
 from __future__ import annotations
