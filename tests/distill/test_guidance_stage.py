@@ -12,10 +12,11 @@ from actvar_cli.convert.convert import convert
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.cost import CostModel
-from actvar_cli.distill.distill import distill
+from actvar_cli.distill.distill import distill, trials
 from actvar_cli.distill.guidance_stage import learn_guidance, with_guidance
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, GuidanceStage, Stages, TokensStage
+from actvar_cli.distill.token_stage import Trial
 from actvar_cli.distill.training import Course
 from actvar_cli.errors import InputError
 from actvar_cli.evaluate.agreement import guided_logits
@@ -157,3 +158,26 @@ def test_a_budget_that_one_row_costs_is_trained_as_it_is_used() -> None:
         counter = WorkCounter(done.model.config)
         done.model.sample_tokens([0, 1], seed=0, counter=counter)
         assert counter.cost == pytest.approx(cost.whole(), rel=1e-3)
+
+
+def test_gates_are_weighed_at_budgets_that_leave_something_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = convert(teacher_model(), ConvertSettings(experts=4, images=16)).model
+    one_row = with_guidance(converted, GuidanceConfig(cfg=1.5))
+    budget = round(CostModel(one_row.config, one_row.device).whole(), 4)
+    asked = []
+
+    def watched(*args: Any) -> list[Trial]:
+        asked.append(list(args[-1]))
+        return trials(*args)
+
+    monkeypatch.setattr("actvar_cli.distill.distill.trials", watched)
+    stages = Stages(
+        guidance=GuidanceStage(steps=2),
+        experts=ExpertsStage(steps=0),
+        tokens=TokensStage(steps=2, gate="grid", scales=2, rank=2, reconstruction="neighbours"),
+    )
+    for also, weighed in (((0.4, 0.35), [0.4, 0.35]), ((), [budget])):
+        update = {"stages": stages, "also": also}
+        distill(teacher_model(), converted, settings(budget=budget).model_copy(update=update))
+        assert asked and all(budgets == weighed for budgets in asked)
+        asked.clear()

@@ -135,6 +135,12 @@ def trials(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Se
     return found
 
 
+def whole_budgets(cost_model: CostModel, budgets: Sequence[float]) -> set[float]:
+    """Those of ``budgets`` at which nothing is left out in the end: what one row that has learned guidance costs."""
+    learned = cost_model.config.guidance is not None
+    return {budget for budget in budgets if learned and takes_everything(cost_model.whole(), budget)}
+
+
 def resumable(course: Course, student: ActVAR, guided: ActVAR, aims: Sequence[Aim]) -> Kept:
     """What a checkpoint of a stage after the guidance's has to hold besides the student and how far the stage got."""
     gated = student.config.token_gate.blocks if student.config.token_gate else ()
@@ -168,7 +174,7 @@ def run_stage(
         # Weights that budgets share are taught at each of them alike, so that none is forgotten.
         most = cost_model.most()
     # Such a budget is trained as it will be used in the end, whatever a stage before the last one aims at.
-    whole = [learned is not None and takes_everything(cost_model.whole(), budget) for budget in settings.budgets]
+    whole = [budget in whole_budgets(cost_model, settings.budgets) for budget in settings.budgets]
     order = turns([aim.budget for aim in aims], most, len(steps))
     with (
         training(student, LEARNS[settings.learns]) as parameters,
@@ -333,7 +339,9 @@ def distill(
             )
             few = samples[torch.arange(min(WEIGHED, len(samples)))]
             target = taught(teacher, few, guidance_of(student))
-            weigh_gates(student, partial(trials, student, few, target, budgets))
+            # Where nothing will be left out, it is no matter what leaving out would do.
+            weighed = [budget for budget in budgets if budget not in whole_budgets(cost, budgets)] or budgets
+            weigh_gates(student, partial(trials, student, few, target, weighed))
             # At the lowest budget gates skip most: what is idle there is idle everywhere.
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
             aims = aimed(budgets)
