@@ -137,8 +137,10 @@ def trials(student: ActVAR, samples: TeacherSamples, target: Tensor, budgets: Se
 
 def whole_budgets(cost_model: CostModel, budgets: Sequence[float]) -> set[float]:
     """Those of ``budgets`` at which nothing is left out in the end: what one row that has learned guidance costs."""
-    learned = cost_model.config.guidance is not None
-    return {budget for budget in budgets if learned and takes_everything(cost_model.whole(), budget)}
+    if cost_model.config.guidance is None:
+        return set()
+    whole = cost_model.whole()
+    return {budget for budget in budgets if takes_everything(whole, budget)}
 
 
 def resumable(course: Course, student: ActVAR, guided: ActVAR, aims: Sequence[Aim]) -> Kept:
@@ -174,7 +176,8 @@ def run_stage(
         # Weights that budgets share are taught at each of them alike, so that none is forgotten.
         most = cost_model.most()
     # Such a budget is trained as it will be used in the end, whatever a stage before the last one aims at.
-    whole = [budget in whole_budgets(cost_model, settings.budgets) for budget in settings.budgets]
+    nothing_out = whole_budgets(cost_model, settings.budgets)
+    whole = [budget in nothing_out for budget in settings.budgets]
     order = turns([aim.budget for aim in aims], most, len(steps))
     with (
         training(student, LEARNS[settings.learns]) as parameters,
@@ -340,7 +343,8 @@ def distill(
             few = samples[torch.arange(min(WEIGHED, len(samples)))]
             target = taught(teacher, few, guidance_of(student))
             # Where nothing will be left out, it is no matter what leaving out would do.
-            weighed = [budget for budget in budgets if budget not in whole_budgets(cost, budgets)] or budgets
+            whole = whole_budgets(cost, budgets)
+            weighed = [budget for budget in budgets if budget not in whole] or budgets
             weigh_gates(student, partial(trials, student, few, target, weighed))
             # At the lowest budget gates skip most: what is idle there is idle everywhere.
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
