@@ -41,7 +41,8 @@ def work_by_token(model: ActVAR, samples: TeacherSamples) -> Tensor:
         keep = torch.ones_like(ffn) if made.keep is None else made.keep[:, -last:]
         if config.token_gate and config.token_gate.skips == "block":
             ffn = keep * ffn
-        spent += ffn + keep * computed + (1 - keep) * skipped
+        # Of one row of each image, or the mean of its two.
+        spent += (ffn + keep * computed + (1 - keep) * skipped).unflatten(0, (-1, len(samples))).mean(0)
     return spent / (config.transformer.depth * (computed + ffn_macs(config, 1, 1)))
 
 

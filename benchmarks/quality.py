@@ -130,7 +130,7 @@ def student_of(
 def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Make one variant and measure it at every budget; ``teacher`` is the original, measured only."""
     teacher = actvar_cli.load("var-fashion", device=options.device)
-    reference, started = load_reference(teacher.device), time.perf_counter()
+    reference = load_reference(teacher.device)
     theirs = options.work / "teacher-tokens.pt"
 
     def runs_of(model: ActVAR) -> list[tuple[dict[str, float], Tensor]]:
@@ -151,8 +151,9 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         checkpoint = options.work / f"{name}.ckpt" if options.device == "cpu" else None
         student = student_of(variant, teacher, options, checkpoint)
         save(file, student, {"recipe": "var-fashion-actvar", "changes": variant}, dtype="float16")
+        if checkpoint:
+            checkpoint.unlink(missing_ok=True)
     student = actvar_cli.load(file, device=options.device)
-    trained = time.perf_counter() - started
     while not theirs.exists():
         time.sleep(1)
     cells: list[dict[str, Any]] = []
@@ -164,7 +165,7 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
         except ValueError as error:
             print(f"{name}: {error}", flush=True)
             continue
-        if student.setting == before:
+        if cells and student.setting == before:
             # It has come to its most: what was measured holds for this budget, too.
             cells.append({**cells[-1], "budget": budget})
             continue
@@ -180,7 +181,7 @@ def work(name: str, variant: dict[str, Any], options: argparse.Namespace) -> dic
                 "token_match": float((own == dense).float().mean()),
             }
         )
-    return {"what": variant["what"], "cells": cells, "training_seconds": trained}
+    return {"what": variant["what"], "cells": cells}
 
 
 def measurement(options: argparse.Namespace, name: str) -> Path:

@@ -30,6 +30,9 @@ from actvar_cli.progress import Progress
 
 STUDENT = "var-fashion-actvar"
 
+BUDGET = 0.4
+"""Where it decides: its scores are of what its blocks see when they leave out what they do there."""
+
 Scores = dict[tuple[int, int], Tensor]
 """By block and scale: (n, E) of a router, (n, 1) of a token gate; what exceeds the threshold is computed."""
 
@@ -95,10 +98,11 @@ def student_scores(config: ModelConfig, rows: int, seed: int, device: torch.devi
 
 @cache
 def _student(seed: int) -> tuple[ActVAR, list[Decisions]]:
-    """The student, and what it decides about images of its own."""
-    student = actvar_cli.load(STUDENT)
+    """The student, and what it decides about images of its own, at a budget where it leaves much out."""
+    student = actvar_cli.load(STUDENT, budget=BUDGET)
+    assert student.threshold is not None
     samples = draw_samples(student, 64, seed=seed, progress=Progress())
-    return student, decisions_at(student, samples, 0.0, len(samples))
+    return student, decisions_at(student, samples, student.threshold, len(samples))
 
 
 def even_scores(config: ModelConfig, rows: int, seed: int, device: torch.device) -> Scores:

@@ -52,3 +52,11 @@ def test_work_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_took(seconds: float, shown: str) -> None:
     assert took(seconds) == shown
+
+
+def test_nothing_has_come_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bars, "EVERY", 0.0)
+    stream = io.StringIO()
+    with Bars(console(stream)).task("fetching", 40) as task:
+        task.advance(0)
+    assert stream.getvalue().splitlines()[0] == "  fetching: 0 %"

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import actvar_cli
+from actvar_cli.errors import ActvarError
+from actvar_cli.weights import artefact
 from actvar_cli.weights.artefact import read_config
 from tests.cli.conftest import Actvar
 
@@ -90,3 +92,26 @@ def test_a_student_that_was_not_converted(actvar: Actvar, models: Path, tmp_path
     done = actvar("distill", "r.yaml", "-q")
     assert (done.code, done.err) == (2, "error: the student tiny has no experts: convert it first\n")
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_a_tokenizer_in_the_way_is_said_before_the_training(actvar: Actvar, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "lesson.tokenizer.safetensors").write_text("other")
+    done = actvar("distill", recipe)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: lesson.tokenizer.safetensors exists: choose another name")
+    assert "distilling" not in done.err
+
+
+def test_a_training_is_not_lost_where_it_cannot_be_saved(
+    actvar: Actvar, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise ActvarError("cannot write lesson.safetensors: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artefact, "save", full)
+        assert actvar("distill", recipe).code == 1
+    assert [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name]
+    done = actvar("distill", recipe)
+    assert done.code == 0
+    assert not [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name]

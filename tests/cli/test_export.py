@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,26 @@ def test_wrong_input(actvar: Actvar, models: Path, tmp_path: Path, arguments: li
     done = actvar("export", *(str(models / "dense.safetensors") if a == "DENSE" else a for a in arguments))
     assert (done.code, done.out, done.err) == (2, "", f"error: {message}\n")
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["full", "full/thesis.tex"]
+
+
+def test_a_known_name_is_no_folder(actvar: Actvar, tmp_path: Path) -> None:
+    (tmp_path / "var-fashion").mkdir()
+    (tmp_path / "var-fashion" / "recipe.yaml").write_text("of another model")
+    assert actvar("export", "var-fashion", "-o", "out", "-q").code == 0
+    assert not Path("out/recipe.yaml").exists()
+
+
+def test_a_recipe_goes_with_no_model_of_an_earlier_one(actvar: Actvar, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"version: 1\nsteps:\n  - {{step: export, model: {models / 'dense.safetensors'}}}\n"
+    )
+    assert actvar("run", "r.yaml", "-o", "run").code == 0
+    record = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps({**record, "finished": False, "steps": []}))
+    assert actvar("export", "run", "-o", "out").code == 0
+    assert not Path("out/recipe.yaml").exists()
+
+
+def test_a_folder_that_cannot_be_replaced(actvar: Actvar, models: Path) -> None:
+    done = actvar("export", models / "dense.safetensors", "-o", ".")
+    assert (done.code, done.err) == (2, "error: . is where you are and cannot be replaced: name a folder inside it\n")

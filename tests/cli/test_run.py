@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from actvar_cli.recipe import work
+from actvar_cli.weights import load
 from tests.cli.conftest import Actvar
 
 
@@ -69,6 +71,14 @@ def test_a_dry_run_on_a_model_that_is_not_here(actvar: Actvar, tmp_path: Path) -
     assert "depends on a model that is not on this machine (`actvar fetch`)" in done.out
 
 
+def test_a_dry_run_fetches_no_tokenizer(actvar: Actvar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"pos_1LC": torch.zeros(1, 680, 1024), "head.weight": torch.zeros(4096, 1)}, tmp_path / "var_d16.pth")
+    monkeypatch.setattr(load, "fetch_tokenizer", lambda *_: pytest.fail("asked for"))
+    (tmp_path / "r.yaml").write_text("version: 1\nsteps:\n  - {step: convert, model: ./var_d16.pth}\n")
+    done = actvar("run", "r.yaml", "--dry-run", "--json")
+    assert (done.code, done.json["steps"][0]["seconds"]) == (0, None)
+
+
 def test_a_gate_that_is_not_met(actvar: Actvar, recipe: Path) -> None:
     done = actvar("run", recipe, "--set", "steps.evaluate.max_cost=0.01")
     assert done.code == 3
@@ -90,6 +100,10 @@ def test_interrupted_it_says_that_it_can_go_on(actvar: Actvar, recipe: Path, mon
     assert not record["finished"]
     assert [step["name"] for step in record["steps"]] == ["profile"]
     assert "step 1 of 4, profile: cached" in actvar("run", recipe).err
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "evaluate", interrupted)
+        done = actvar("run", recipe, "--force")
+    assert done.err.splitlines()[-2] == "stopped: the same command without --force goes on from here"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from actvar_cli.convert import recording
 from actvar_cli.convert.convert import convert
-from actvar_cli.convert.recording import Recorder, draw_samples
+from actvar_cli.convert.recording import Recorder, draw_samples, record_blocks
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.model.block import Sampling
 from actvar_cli.model.cache import KVCache
@@ -58,3 +58,36 @@ def test_a_large_model_samples_for_its_routers_in_bfloat16(
     assert types[-1] == torch.float32
     assert converted.max_logit_difference < 1e-5
     assert min(converted.router_fit) > 0.3
+
+
+def test_a_few_tokens_are_of_all_scales_however_many_images_were_sampled_together() -> None:
+    model = tiny_model()
+    recorder = Recorder(model, 14, torch.Generator().manual_seed(0))
+    draw_samples(model, 16, seed=0, progress=Progress(), recorder=recorder)
+    record = next(recorder.records())
+    few = record.some(32)
+    place = (record.h == few.h[:, None]).all(-1).float().argmax(1)
+    assert recorder.scales[place].unique().tolist() == [0, 1, 2]
+    assert torch.equal(few.energy, record.energy[place]) and torch.equal(few.gain, record.gain[place])
+    assert len(record.some(10**6).h) == len(record.h)
+
+
+def test_rows_that_are_kept_whole_are_different_ones() -> None:
+    model = tiny_model(experts=True)
+    samples = draw_samples(model, 3, seed=0, progress=Progress())
+    records, _ = record_blocks(
+        model,
+        samples,
+        positions=torch.arange(14),
+        per_image=None,
+        threshold=0.0,
+        generator=torch.Generator().manual_seed(0),
+        progress=Progress(),
+    )
+    rows = records[0].h.unflatten(0, (-1, 14))
+    assert len(rows) == 3 and len(rows.flatten(1).unique(dim=0)) == 3
+
+
+def test_classes_move_on() -> None:
+    first, second = (draw_samples(tiny_model(), 2, seed=0, progress=Progress(), first=n).labels for n in (0, 1))
+    assert first.tolist() != second.tolist()

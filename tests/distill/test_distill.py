@@ -11,15 +11,16 @@ import torch
 
 from actvar_cli.convert.calibration import measured_cost
 from actvar_cli.convert.convert import convert
-from actvar_cli.convert.recording import draw_samples
+from actvar_cli.convert.recording import TeacherSamples, draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill import distill as module
+from actvar_cli.distill import training as training_module
 from actvar_cli.distill.distill import Distilled, distill
 from actvar_cli.distill.losses import kl_divergence
 from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
 from actvar_cli.distill.training import Sequences, budget_weight, turns
 from actvar_cli.errors import InputError
-from actvar_cli.model.config import GateKind, ReconstructionKind
+from actvar_cli.model.config import GateKind, GuidanceConfig, ReconstructionKind
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 from tests.distill.conftest import teacher_model
@@ -50,7 +51,7 @@ def test_a_budget_that_experts_alone_cannot_meet_is_refused_before_the_training(
     stages = Stages(experts=ExpertsStage(steps=12), tokens=TokensStage(steps=0))
     alone = settings(budget=0.2).model_copy(update={"stages": stages})
     with pytest.raises(
-        InputError, match=r"0\.2 cannot be met by experts alone: with none on, the cost is 0\.[3-6]\d\d;"
+        InputError, match=r"0\.2 cannot be met by experts alone: they come to 0\.[3-6]\d\d at the least;"
     ):
         distill(teacher_model(), converted, alone)
 
@@ -104,7 +105,8 @@ def test_a_killed_training_goes_on_where_it_was(
     assert [h["step"] for h in resumed.history] == [h["step"] for h in distilled.history]
     for key, value in distilled.model.transformer.state_dict().items():
         torch.testing.assert_close(resumed.model.transformer.state_dict()[key], value, atol=1e-6, rtol=1e-5)
-    assert not checkpoint.exists()
+    # The student is saved nowhere yet: what would bring it back stays.
+    assert checkpoint.exists()
 
 
 def test_models_that_do_not_go_together_are_refused(converted: ActVAR) -> None:
@@ -187,3 +189,36 @@ def test_other_kinds_of_gates_reach_a_budget_too(gate: GateKind, reconstruction:
     assert (model.config.token_gate.kind, model.config.token_gate.reconstruction) == (gate, reconstruction)
     # Whole blocks are coarse steps.
     assert measured_cost(model, model.threshold, images=12, seed=5) == pytest.approx(0.8, abs=0.06)
+
+
+def test_without_a_router_experts_alone_save_nothing() -> None:
+    student = convert(teacher_model(), ConvertSettings(experts=4, images=16, router="none")).model
+    with pytest.raises(InputError, match=r"0\.7 cannot be met by experts alone: they come to 1\.0"):
+        few = settings()
+        none = few.stages.model_copy(update={"tokens": few.stages.tokens.model_copy(update={"steps": 0})})
+        distill(teacher_model(), student, few.model_copy(update={"stages": none}))
+
+
+def test_gates_of_another_kind_are_refused_before_the_training(distilled: Distilled) -> None:
+    few = settings()
+    other = few.stages.model_copy(update={"tokens": few.stages.tokens.model_copy(update={"gate": "static"})})
+    with pytest.raises(InputError, match=r"token gates of another 'kind' than stages\.tokens would make"):
+        distill(teacher_model(), distilled.model, few.model_copy(update={"stages": other}))
+
+
+def test_own_sequences_are_drawn_as_the_student_is_taught(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, int]] = []
+
+    def watch(model: ActVAR, count: int, **more: Any) -> TeacherSamples:
+        drawn.append((more["settings"].cfg, more["first"]))
+        return draw_samples(model, count, **more)
+
+    monkeypatch.setattr(training_module, "draw_samples", watch)
+    student = tiny_model(experts=True, guidance=True)
+    student.config = student.config.model_copy(update={"guidance": GuidanceConfig(cfg=4.0)})
+    samples = draw_samples(tiny_model(), 4, seed=0, progress=Progress())
+    sequences = Sequences(samples, student, 0.03, 4, [0.0])
+    for seed in (5, 6):
+        sequences.renew(seed)
+    assert drawn == [(4.0, 5), (4.0, 6)]
+    assert [len(part) for part in sequences.batch(0)] == [3, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,3 +104,27 @@ def test_the_errors_told_are_those_of_the_refitted_student_with_tokens_left_out(
     weights = scale_weights(teacher.config.tokenizer.patch_nums)
     found = [float(hidden_error([w], [m], weights)) for w, m in zip(wanted, made, strict=True)]
     torch.testing.assert_close(torch.tensor(told), torch.tensor(found), rtol=1e-3, atol=1e-6)
+
+
+def test_every_threshold_has_its_share_of_both_kinds_of_rows() -> None:
+    teacher = teacher_model()
+    student = convert(teacher, ConvertSettings(experts=4, images=16)).model
+    seen: dict[float, list[tuple[int, ...]]] = {}
+    forced = student.transformer.teacher_forced
+
+    def watch(threshold: float, **more: Any) -> Any:
+        context = forced(threshold, **more)
+        if "pick" in more:
+            seen.setdefault(threshold, []).append((len(more["pick"]) // 14,))
+        return context
+
+    student.transformer.teacher_forced = watch  # type: ignore[method-assign, assignment]
+    refit(
+        teacher,
+        student,
+        draw_samples(teacher, 6, seed=1, progress=Progress()),
+        thresholds=[0.0, -1.0, -2.0],
+        progress=Progress(),
+    )
+    # 12 rows would fit into one go.
+    assert seen == {threshold: [(4,)] * 2 for threshold in (0.0, -1.0, -2.0)}

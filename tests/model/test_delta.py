@@ -174,3 +174,11 @@ def test_it_moves_weights_of_half_precision_too() -> None:
     assert model.transformer.delta.factors.dtype == torch.float32
     assert model.transformer.weights(0.5).tensors[0].dtype in (torch.bfloat16, torch.float32)
     torch.testing.assert_close(teacher_forced(model, 0.5), teacher_forced(exact, 0.5), atol=0.1, rtol=0.1)
+
+
+@torch.no_grad()
+def test_weights_that_somebody_keeps_are_not_made_again() -> None:
+    model = model_with_delta()
+    first = model.transformer.weights(0.5)
+    assert model.transformer.weights(0.25) is not first
+    assert model.transformer.weights(0.5) is first

@@ -11,6 +11,7 @@ from actvar_cli.model import dispatch, products
 from actvar_cli.model.config import TransformerConfig
 from actvar_cli.model.counters import exactly
 from actvar_cli.model.experts import ExpertFFN
+from tests.tiny import tiny_model
 
 EXPERTS = 4
 
@@ -108,3 +109,12 @@ def test_the_environment_can_force_a_way(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(dispatch.VARIABLE, "grouper")
     with pytest.raises(InputError, match=r"ACTVAR_DISPATCH: there is no way 'grouper' \(did you mean 'grouped'\?\)"):
         dispatch.run(ffn, x, on)
+
+
+@pytest.mark.parametrize("way", ["dense", "loop", "split"])
+def test_experts_under_autocast(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setenv("ACTVAR_DISPATCH", way)
+    model = tiny_model(experts=True)
+    model.threshold = 0.0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.sample_tokens([0, 1, 2], seed=0).shape == (3, 14)

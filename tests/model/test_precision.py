@@ -162,3 +162,20 @@ def test_the_shipped_model_says_the_same_in_bfloat16(cpu: str) -> None:
 def test_an_unknown_type() -> None:
     with pytest.raises(InputError, match=r"unknown dtype 'bfloat' \(did you mean 'bfloat16'\?\): one of float32, b"):
         set_dtype(tiny_model(), "bfloat")
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_tf32_is_set_back_whichever_way_the_program_sets_it(newer: bool) -> None:
+    from actvar_cli.model.kernels.head import tf32
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        if newer:
+            matmul.fp32_precision = "tf32"
+        wanted = matmul.fp32_precision
+        with tf32():
+            assert matmul.fp32_precision == "tf32"
+        assert (matmul.fp32_precision == "tf32") == (wanted == "tf32")
+    finally:
+        matmul.fp32_precision = before

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from actvar_cli.distill.cost import CostModel
+from actvar_cli.errors import InputError
 from actvar_cli.model.config import ModelConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import ActVAR
@@ -128,3 +129,9 @@ def test_sampling_is_reproducible_and_seeds_differ() -> None:
     a, b, c = (model.sample([0, 1], seed=s).tokens for s in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_class_that_there_is_not(label: int) -> None:
+    with pytest.raises(InputError, match=f"class {label} does not exist: the model has the classes 0 to 2"):
+        tiny_model().sample([0, label])

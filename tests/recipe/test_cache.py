@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from actvar_cli.recipe.cache import RunFolder, key_of
 
 def finished(path: Path) -> RunFolder:
     folder = RunFolder(path / "run")
-    with folder.begin("version: 1\n"):
+    with folder.begin():
         (folder.clear("convert") / "model.safetensors").write_text("weights")
         folder.finish("convert", key="k", verb="convert", seconds=1.5, inputs={"model": "d"}, result={"a": 1})
     return folder
@@ -26,7 +27,6 @@ def test_an_outcome_is_found_again(tmp_path: Path) -> None:
     assert outcome is not None
     assert (outcome.key, outcome.result, outcome.seconds) == ("k", {"a": 1}, 1.5)
     assert list(outcome.outputs) == ["model.safetensors"]
-    assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
 
 
 def test_an_outcome_is_forgotten_when_a_file_of_it_changed(tmp_path: Path) -> None:
@@ -42,6 +42,28 @@ def test_an_outcome_is_forgotten_when_a_file_of_it_is_gone_or_the_step_begins_ag
     folder = finished(tmp_path)
     folder.clear("convert")
     assert folder.outcome("convert") is None
+
+
+def test_an_outcome_is_found_again_in_a_copy_whose_files_have_new_times(tmp_path: Path) -> None:
+    folder = RunFolder(shutil.copytree(finished(tmp_path).path, tmp_path / "copy", copy_function=shutil.copyfile))
+    copied = folder.of_step("convert") / "model.safetensors"
+    os.utime(copied, ns=(1, 1))
+    outcome = folder.outcome("convert")
+    assert outcome is not None and outcome.outputs["model.safetensors"].mtime_ns == 1
+    # Noted, so that a large file is not read at every start.
+    assert '"mtime_ns":1' in (folder.path / "steps" / "convert.json").read_text()
+    copied.write_text("WEIGHTS")
+    assert folder.outcome("convert") is None
+
+
+def test_recipe_and_record_belong_together(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.begin():
+        assert not (folder.path / "recipe.yaml").exists()
+        assert folder.published() == set()
+        folder.record("version: 1\n", {"files": ["model.safetensors"]})
+    assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
+    assert folder.published() == {"model.safetensors"}
 
 
 def test_a_damaged_state_is_no_state(tmp_path: Path) -> None:
@@ -103,14 +125,13 @@ def test_the_key_changes_with_what_matters_and_with_nothing_else() -> None:
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = finished(tmp_path)
-    second = RunFolder(folder.path).begin("version: 2\n")
-    with folder.begin("version: 1\n"), pytest.raises(ActvarError, match="another run is at work in"), second:
+    second = RunFolder(folder.path).begin()
+    with folder.begin(), pytest.raises(ActvarError, match="another run is at work in"), second:
         pass
-    assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
-    with RunFolder(folder.path).begin("version: 2\n"):
+    with RunFolder(folder.path).begin():
         pass
 
 
 def test_a_time_out_within_a_run_is_not_taken_for_a_second_run(tmp_path: Path) -> None:
-    with pytest.raises(Timeout), RunFolder(tmp_path / "run").begin("version: 1\n"):
+    with pytest.raises(Timeout), RunFolder(tmp_path / "run").begin():
         raise Timeout("a lock of the Hub's cache")

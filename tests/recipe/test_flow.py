@@ -52,6 +52,25 @@ def test_a_distillation_alone_compares_with_its_teacher(tmp_path: Path) -> None:
     assert found[1].teacher == Ref("var-fashion")
 
 
+def test_a_model_is_compared_with_what_it_was_made_from(tmp_path: Path) -> None:
+    found = flow(
+        tmp_path,
+        "step: profile, model: var-fashion",
+        "step: convert, model: var-d16",
+        "step: distill",
+        "step: evaluate",
+        "step: report",
+    )
+    assert [step.teacher for step in found[2:]] == [Ref("var-d16")] * 3
+
+
+def test_a_report_shows_the_model_that_the_evaluation_compared_with_or_none(tmp_path: Path) -> None:
+    two = ["step: profile, model: var-fashion", "step: profile, name: other, model: m.safetensors"]
+    compared = "step: evaluate, model: m.safetensors, against: var-d16"
+    assert flow(tmp_path, *two, "step: report")[-1].teacher is None
+    assert flow(tmp_path, *two, compared, "step: report")[-1].teacher == Ref("var-d16")
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -78,7 +97,11 @@ def test_a_distillation_alone_compares_with_its_teacher(tmp_path: Path) -> None:
         ),
         (
             ["step: export, model: var-fashion", "step: report"],
-            "r.yaml:4:5: step 'report' has nothing to report: no step before it profiles or evaluates",
+            "r.yaml:4:5: step 'report' has nothing to report: no step before it profiles or evaluates 'var-fashion'",
+        ),
+        (
+            ["step: convert, model: var-fashion", "step: profile", "step: distill", "step: report"],
+            "r.yaml:6:5: step 'report' has nothing to report: no step before it profiles or evaluates 'distill'",
         ),
         (
             ["step: convert, model: var-fashion, name: eight", "step: profile, model: eigth"],

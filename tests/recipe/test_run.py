@@ -251,3 +251,71 @@ def test_what_does_not_fit_the_models_is_said_before_any_work(
     with pytest.raises(InputError, match=message):
         prepare(models, tmp_path, text).execute()
     assert not (tmp_path / "run").exists()
+
+
+TWICE = """\
+version: 1
+steps:
+  - {step: convert, model: MODELS/dense.safetensors, experts: 4, images: 16}
+  - {step: convert, name: again, model: MODELS/dense.safetensors, experts: 4, images: 16, method: contiguous}
+"""
+
+
+def test_two_conversions_of_one_model_start_from_the_same(models: Path, tmp_path: Path) -> None:
+    run = prepare(models, tmp_path, TWICE)
+    run.execute()
+    original = actvar_cli.load(models / "dense.safetensors").transformer.state_dict()
+    again = actvar_cli.load(run.path / "model.safetensors").transformer.state_dict()
+    assert all(again[key].equal(value) for key, value in original.items())
+
+
+def test_a_card_gives_no_model_the_figures_of_another(models: Path, tmp_path: Path) -> None:
+    before_training = WHOLE.replace(
+        "  - {step: profile, batch: 2, repeats: 1}\n  - {step: evaluate, count: 6, batch: 3}\n", ""
+    )
+    before_training = before_training.replace(
+        "  - step: distill\n", "  - {step: evaluate, count: 6, batch: 3}\n  - step: distill\n"
+    ).replace("  - {step: report, count: 1}\n", "")
+    run = prepare(models, tmp_path, before_training)
+    run.execute()
+    assert "eval_results" not in (run.path / "README.md").read_text()
+    # The table says which model was measured last, whatever was made of it.
+    assert run.table()
+
+
+def test_a_model_is_compared_with_itself_at_another_budget(models: Path, tmp_path: Path) -> None:
+    model = "MODELS/compressed.safetensors"
+    step = f"step: evaluate, model: {model}, against: {model}, budget: 0.8, count: 4, batch: 4"
+    record = prepare(models, tmp_path, f"version: 1\nsteps:\n  - {{{step}}}\n").execute()
+    found = record["steps"][0]["result"]
+    assert found["student"]["cost"] != found["teacher"]["cost"]
+    assert found["agreement"]["kl"] > 0
+
+
+def test_a_class_is_one_of_the_model_that_is_sampled(models: Path, tmp_path: Path) -> None:
+    text = "version: 1\nsteps:\n  - {step: sample, model: MODELS/dense.safetensors, count: 1}\n"
+    text += "  - {step: sample, name: clothes, model: var-fashion, classes: [7], count: 1}\n"
+    prepare(models, tmp_path, text).execute()
+    with pytest.raises(InputError, match="class 10 does not exist: the model has the classes 0 to 9"):
+        prepare(models, tmp_path, text.replace("[7]", "[10]")).execute()
+
+
+def test_what_an_earlier_recipe_left_at_the_top_is_gone(models: Path, tmp_path: Path) -> None:
+    prepare(models, tmp_path, CHEAP, "steps.export.format=var").execute()
+    (tmp_path / "run" / "mine.txt").write_text("kept")
+    run = prepare(models, tmp_path, CHEAP.replace("name: look", "name: view"))
+    run.execute()
+    assert {p.name for p in run.path.iterdir()} == {
+        *("mine.txt", "steps", "recipe.yaml", "run.json", "view.png", "README.md", "config.json"),
+        *("model.safetensors", "tokenizer.safetensors"),
+    }
+
+
+def test_recipe_and_model_belong_together_where_a_run_is_stopped(models: Path, tmp_path: Path) -> None:
+    run = prepare(models, tmp_path, CHEAP)
+    run.execute()
+    before = (run.path / "recipe.yaml").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        prepare(models, tmp_path, CHEAP + "# other\n", stop_at="sampling", force=True).execute()
+    assert (run.path / "recipe.yaml").read_text() == before
+    assert json.loads((run.path / "run.json").read_text())["finished"]

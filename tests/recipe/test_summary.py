@@ -24,6 +24,7 @@ def evaluation(distance: float | None = 0.44, floor: float | None = 0.015) -> Ev
         kl_by_scale=[0.1],
         token_match=0.87,
         token_match_by_scale=[0.8],
+        patch_nums=(1,),
         sampled_token_match=0.2,
         pixel_difference=0.01,
     )

@@ -18,8 +18,9 @@ from actvar_cli.errors import InputError
 from actvar_cli.model.config import Dial, ModelConfig, TokenizerConfig, TransformerConfig
 from actvar_cli.model.sampling import ActVAR, SamplingSettings
 from actvar_cli.model.var import VAR
+from actvar_cli.weights import load as load_module
 from actvar_cli.weights.artefact import save
-from actvar_cli.weights.load import build, load
+from actvar_cli.weights.load import build, config_of, load, locate_here
 from actvar_cli.weights.zoo import ASSETS
 from tests.golden_model import CASES, FOLDER, golden_model, spec
 from tests.tiny import tiny_config, tiny_model
@@ -319,3 +320,12 @@ def test_embedded_model() -> None:
     assert model.config.name == "var-fashion"
     assert model.config.is_dense
     assert model.sample([0, 9], seed=0).images.shape == (2, 1, 32, 32)
+
+
+def test_what_is_here_is_found_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_module, "hub_model", lambda *_, **__: pytest.fail("asked for"))
+    path = save(tmp_path / "m.safetensors", tiny_model(), {})
+    source = locate_here(str(path))
+    assert source is not None and config_of(source) == load(path).config
+    assert locate_here("hf://me/nothing") is None
+    assert locate_here("var-fashion") is not None

@@ -82,7 +82,12 @@ def test_what_is_pushed_is_loaded_again(tmp_path: Path, hub: Hub, model: Path, s
         (tmp_path / "new").mkdir()
         code, out, _ = call([*ACTVAR, "fetch", "hf://me/small", "-q"], hub, tmp_path / "new")
         assert code == 0
-        assert {p.name for p in Path(out.strip()).parent.iterdir()} >= {f for f in files if f.startswith("model")}
+        here = {p.name for p in Path(out.strip()).parent.iterdir()}
+        assert here >= {f for f in files if f.startswith("model")} | {"tokenizer.safetensors"}
+        code, _, err = call(
+            [sys.executable, "-c", LOAD, "hf://me/small", "b3"], hub, tmp_path / "new", HF_HUB_OFFLINE="1"
+        )
+        assert (code, err) == (0, "")
 
 
 def version() -> str:

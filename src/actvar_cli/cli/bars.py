@@ -59,9 +59,10 @@ class _Line(Task):
             return
         self.spoke = now
         share = f" {100 * self.done // self.total} %" if self.total else ""
-        left = f", {took((now - self.began) * (self.total - self.done) / self.done)} left" if self.total else ""
+        known = self.total and self.done
+        left = f", {took((now - self.began) * (self.total - self.done) / self.done)} left" if known else ""
         note = f", {self.note}" if self.note else ""
-        self.bars.say(f"  {self.label}:{share}{left if self.done else ''}{note}")
+        self.bars.say(f"  {self.label}:{share}{left}{note}")
 
 
 @contextmanager

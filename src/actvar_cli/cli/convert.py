@@ -32,9 +32,10 @@ def convert(
     settings = checked(S, {"experts": experts, "method": method, "router": router, "images": images}, {})
     out, output = Out(as_json=as_json, quiet=quiet), check_file(output, force=force)
     from actvar_cli.recipe import models, work
-    from actvar_cli.weights.artefact import save
+    from actvar_cli.weights.artefact import refuse_artefact, save
 
     source = models.named(model, device=device, progress=out.progress)
+    refuse_artefact(output, source.open().config, force=force)
     converted, lineage = work.split(source, settings, seed=seed, progress=out.progress)
     save(output, converted.model, lineage, force=force)
     difference, budgets = converted.max_logit_difference, converted.model.budgets()

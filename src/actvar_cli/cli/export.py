@@ -14,6 +14,7 @@ from actvar_cli.cli.outputs import check_file, check_folder
 from actvar_cli.errors import InputError
 from actvar_cli.recipe.steps import ExportSettings as S
 from actvar_cli.recipe.wording import checked
+from actvar_cli.weights.zoo import KNOWN
 
 if TYPE_CHECKING:
     from actvar_cli.model.sampling import ActVAR
@@ -99,7 +100,8 @@ class _Export:
             raise InputError(refusal)
         self.settings, self.force, self.out, self.private = settings, force, out, private
         source = models.named(model, device="cpu", progress=out.progress)
-        files, metrics = _of_run(Path(model), source.sha256)
+        # A known name is no folder, even where a run's folder is called so.
+        files, metrics = ({}, []) if model in KNOWN else _of_run(Path(model), source.sha256)
         self.options: dict[str, Any] = {
             "dtype": settings.dtype,
             "shard_size": settings.shard_size,
@@ -172,7 +174,12 @@ def _of_run(folder: Path, digest: str) -> tuple[dict[str, str], list[Any]]:
         record = json.loads(files.get(RECORD, "{}"))
     except ValueError as error:
         raise InputError(f"{folder / RECORD} is damaged: {error}") from error
-    return files, measured(record, digest.split("+"))
+    digests = set(digest.split("+"))
+    made = [output for step in record.get("steps", ()) for output in step.get("outputs", {}).values()]
+    if not record.get("finished", True) and digests.isdisjoint(made):
+        # Of a run that was stopped: the model is an earlier run's, of another recipe.
+        files = {}
+    return files, measured(record, digests)
 
 
 def _message(model: ActVAR) -> str:

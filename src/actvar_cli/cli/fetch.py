@@ -22,7 +22,7 @@ def fetch(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring a known model and its tokenizer to this machine, check that they arrived whole, convert them once.
+    """Bring a model and its tokenizer to this machine, check that they arrived whole, convert them once.
 
     Files go to the Hub's own cache: HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual; a .pth is then
     converted to safetensors under HF_HOME/actvar, whose path is printed. A fetch that was cut goes on where it stopped.
@@ -34,6 +34,11 @@ def fetch(
     from actvar_cli.weights.fetch import fetch as fetch_model
 
     path = fetch_model(name, force=force, progress=out.progress)
+    if name.startswith("hf://"):
+        from actvar_cli.weights.load import config_of, locate
+
+        # Its tokenizer comes with it, wherever that is: in the repository, or a known model's.
+        config_of(locate(name, progress=out.progress))
     out.result({"name": name, "bytes": path.stat().st_size}, str(path), path=path)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from actvar_cli.model.config import LAST_SEED
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Known name, file, folder, or hf://owner/repo[@revision][/file].")
 ]
@@ -16,7 +18,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only paths or names, and no progress.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=LAST_SEED, help="Same seed, same result.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as steps.distill.lr=1e-4.")
 ]

@@ -54,7 +54,7 @@ def run(
     try:
         record = run.execute()
     except KeyboardInterrupt:
-        out.hint("stopped: the same command goes on from here")
+        out.hint(f"stopped: the same command{' without --force' if force else ''} goes on from here")
         raise
     rows = run.table()
     data = {"table": [dict(zip(("what", "dense", "compressed"), row, strict=True)) for row in rows], **record}

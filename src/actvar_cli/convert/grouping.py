@@ -72,8 +72,8 @@ def importance(hidden: Tensor, ffn: FFN, record: FFNRecord) -> Tensor:
     routers' scores.
     """
     deviation = hidden.float() - hidden.float().mean(0)
-    heard = record.gain[: len(hidden)].float().square() @ ffn.fc2.weight.float().square()
-    return (deviation.square() * heard / record.energy[: len(hidden), None]).mean(0)
+    heard = record.gain.float().square() @ ffn.fc2.weight.float().square()
+    return (deviation.square() * heard / record.energy[:, None]).mean(0)
 
 
 def magnitude(ffn: FFN) -> Tensor:
@@ -109,7 +109,8 @@ def group_neurons(
         return sensitivity.argsort(descending=True, stable=True).cpu()
     if method == "kmeans":
         return balanced_kmeans(ffn.fc1.weight.cpu(), experts, generator).argsort(stable=True)
-    activations = ffn.hidden(record.h[:WATCHED])
+    record = record.some(WATCHED)
+    activations = ffn.hidden(record.h)
     rows = coactivation(activations).cpu()
     if method == "coactivation":
         return balanced_kmeans(rows, experts, generator).argsort(stable=True)

@@ -59,6 +59,11 @@ class FFNRecord:
     gain: Tensor
     energy: Tensor
 
+    def some(self, count: int) -> FFNRecord:
+        """At most ``count`` of the tokens, evenly from all: they lie batch by batch, and in a batch scale by scale."""
+        index = torch.linspace(0, len(self.h) - 1, min(count, len(self.h)), device=self.h.device).long()
+        return FFNRecord(self.h[index], self.gain[index], self.energy[index])
+
 
 def sampling_batch(model: ActVAR) -> int:
     """How many images to sample at once so that their keys and values stay within `CACHE_BYTES`.
@@ -186,9 +191,11 @@ def draw_samples(
     recorder: Recorder | None = None,
     settings: SamplingSettings | None = None,
     keep_logits: bool = False,
+    first: int = 0,
 ) -> TeacherSamples:
-    """Sample ``count`` images with classes in turn. ``recorder`` watches."""
-    labels = balanced_labels(count, model.config.transformer.num_classes)
+    """Sample ``count`` images with classes in turn, moved on by ``first``. ``recorder`` watches."""
+    classes = model.config.transformer.num_classes
+    labels = (balanced_labels(count, classes) + first) % classes
     tokens: list[Tensor] = []
     kept = room_for_logits(model, count if keep_logits else 0)
     with (
@@ -231,8 +238,8 @@ def record_blocks(
 ) -> tuple[list[Record], Tensor]:
     """Run teacher-forced over ``samples`` and keep, from every block, ``per_image`` random tokens per image.
 
-    ``positions`` (P,) are the positions of the sequence to choose from; with ``per_image=None`` all of one row of each
-    image are kept, one row after the other. All rows that the model computes take part.
+    ``positions`` (P,) are the positions of the sequence to choose from; with ``per_image=None`` all of as many
+    rows as there are images are kept, one row after the other. All rows that the model computes take part.
     Returns the records of the blocks, and the positions (n,) of the tokens.
     """
     length = model.config.tokenizer.num_tokens
@@ -244,7 +251,7 @@ def record_blocks(
             rows, var_input = rows_of(model, labels, tokens)
             if per_image is None:
                 choice = torch.arange(len(positions)).repeat(len(labels))
-                row = torch.randint(len(rows), (len(labels),), generator=generator).repeat_interleave(len(positions))
+                row = torch.randperm(len(rows), generator=generator)[: len(labels)].repeat_interleave(len(positions))
             else:
                 choice = torch.randint(len(positions), (per_image * len(labels),), generator=generator)
                 row = torch.randint(len(rows), (per_image * len(labels),), generator=generator)

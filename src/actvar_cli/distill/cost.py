@@ -69,8 +69,9 @@ class CostModel:
         return float(self([Decisions()] * len(self.pair)))
 
     def least_by_experts(self) -> float:
-        """The cost with no expert on, and still every token computed."""
-        return self._with_experts(torch.zeros)
+        """The cost with no expert on, if a router can turn them off, and still every token computed."""
+        experts = self.config.experts
+        return self.most() if experts and experts.router == "none" else self._with_experts(torch.zeros)
 
     def _with_experts(self, on: Callable[..., Tensor]) -> float:
         every = [on(1, len(self.computed), self.config.experts_in(b)) for b in range(len(self.pair))]

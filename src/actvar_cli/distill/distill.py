@@ -30,7 +30,14 @@ from actvar_cli.distill.optimiser import Optimiser
 from actvar_cli.distill.refit import refit
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.distill.thresholds import expert_density, score_spread, threshold_for
-from actvar_cli.distill.token_stage import Trial, add_token_gates, drop_idle_gates, fit_token_gates, weigh_gates
+from actvar_cli.distill.token_stage import (
+    Trial,
+    add_token_gates,
+    drop_idle_gates,
+    fit_token_gates,
+    other_gates,
+    weigh_gates,
+)
 from actvar_cli.distill.training import (
     Course,
     Sequences,
@@ -45,7 +52,7 @@ from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import EVERYTHING, GuidanceConfig
 from actvar_cli.model.device import keep_memory
 from actvar_cli.model.guidance import guidance_by_position, guide
-from actvar_cli.model.sampling import ActVAR, SamplingSettings, rows_of
+from actvar_cli.model.sampling import ActVAR, rows_of
 from actvar_cli.progress import Progress
 
 LOW_BUDGETS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.49, 0.5, 0.55)
@@ -94,6 +101,11 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
             f"the student {student.config.name} has a delta for {learned} budgets: "
             "distil it with learns: delta and as many budgets, or convert the original again"
         )
+    if other := other_gates(student, settings.stages.tokens):
+        raise InputError(
+            f"the student {student.config.name} has token gates of another {other!r} than stages.tokens would make: "
+            "distil it with the same, or convert the original again"
+        )
     # Without a router, experts alone save nothing; with token gates there will be budgets.
     if not student.config.dials and student.config.experts.router != "none":
         raise InputError(f"the student {student.config.name} has no calibrated budgets: convert it again")
@@ -116,8 +128,7 @@ def share_of_lr(settings: DistillSettings, name: str) -> float:
 
 def guidance_of(student: ActVAR) -> Tensor:
     """The guidance at every position that the student learned, or that is usual."""
-    learned = student.config.guidance
-    return guidance_by_position(student.config, learned.cfg if learned else SamplingSettings().cfg, student.device)
+    return guidance_by_position(student.config, student.usual.cfg, student.device)
 
 
 @torch.no_grad()
@@ -257,7 +268,8 @@ def distill(
     """Teach ``student`` (a converted model, not changed) to imitate ``teacher`` at ``settings.budget``.
 
     With ``checkpoint``, the training is saved there now and then, and goes on from there when called again with the
-    same arguments. Raises InputError where the models do not go together, ActvarError where the budget was not reached.
+    same arguments; the file stays, to be removed by whoever has saved the student. Raises InputError where the models
+    do not go together, ActvarError where the budget was not reached.
     """
     check(teacher, student, settings)
     keep_memory(teacher.device)
@@ -280,7 +292,7 @@ def distill(
         raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
     if min(budgets) <= least and not (stages.tokens.steps or student.config.token_gate):
         raise InputError(
-            f"a budget of {min(budgets):g} cannot be met by experts alone: with none on, the cost is {least:.3f}; "
+            f"a budget of {min(budgets):g} cannot be met by experts alone: they come to {least:.3f} at the least; "
             "add token gates (stages.tokens.steps)"
         )
     learned = student.config.guidance
@@ -370,6 +382,4 @@ def distill(
         dials += dials_of_both_rows(student, dials[-1].budget, seed=seed, progress=progress)
     student.configure(dials=dials, default_budget=settings.budget)
     student.set_budget(settings.budget)
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
     return Distilled(student.eval(), course.history)

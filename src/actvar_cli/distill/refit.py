@@ -32,7 +32,7 @@ ITERATIONS = 2
 """Of conjugate gradients; the preconditioner is nearly the inverse, so few are enough."""
 
 ROWS = 32
-"""Sequences that go through a block at once."""
+"""Sequences that go through a block at once, at most."""
 
 MOST = 30.0
 """Weight of the tokens of one threshold, at most, as a multiple of that of another."""
@@ -129,12 +129,16 @@ def refit(
     Tokens that the student leaves out count for that, but not for the fit.
     """
     images = max(1, TOKENS // (student.config.rows * student.config.tokenizer.num_tokens))
-    labels, var_input = rows_of(teacher, samples.labels[:images], samples.tokens[:images])
+    first = torch.arange(min(images, len(samples)))
+    rows = rows_of(teacher, samples[first].labels, samples[first].tokens)
+    # An image's rows one after the other, so that no threshold gets but one kind of them.
+    labels, var_input = (of.unflatten(0, (-1, len(first))).transpose(0, 1).flatten(0, 1) for of in rows)
+    shares = min(len(labels), len(thresholds) * math.ceil(len(labels) / (ROWS * len(thresholds))))
     strength = student.transformer.teacher_forced(thresholds[0]).strength
     var, length = student.transformer, student.config.tokenizer.num_tokens
     embedded, cond = teacher.transformer.embed(labels, var_input, strength)
-    wanted, made = list(embedded.split(ROWS)), list(embedded.split(ROWS))
-    conditions = [ada.split(ROWS) for ada in teacher.transformer.conditions(cond)]
+    wanted, made = list(embedded.tensor_split(shares)), list(embedded.tensor_split(shares))
+    conditions = [ada.tensor_split(shares) for ada in teacher.transformer.conditions(cond)]
     weights = scale_weights(student.config.tokenizer.patch_nums, student.device)
     errors: list[float] = []
     with progress.task("refitting experts", len(var.stack)) as task:

@@ -40,9 +40,21 @@ IDLE = 0.85
 
 def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None = None) -> ActVAR:
     """``student`` with untrained token gates and reconstructions in ``blocks`` (``None``: in all)."""
+    return _with_gates(student, _gates(student, stage, blocks))
+
+
+def other_gates(student: ActVAR, stage: TokensStage) -> str | None:
+    """What of the gates that ``student`` has already is not as ``stage`` makes them, if anything."""
+    if not student.config.token_gate or not stage.steps:
+        return None
+    has, made = student.config.token_gate.model_dump(), _gates(student, stage, None).model_dump()
+    return next((name for name in made if name not in ("blocks", "scales") and made[name] != has[name]), None)
+
+
+def _gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None) -> TokenGateConfig:
     last = len(student.config.tokenizer.patch_nums)
     dim = student.config.transformer.embed_dim
-    gate = TokenGateConfig(
+    return TokenGateConfig(
         scales=tuple(range(max(1, last - stage.scales), last)),
         gate_dim=max(8, dim // 16),
         rank=min(stage.rank, dim),
@@ -52,7 +64,6 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
         reconstruction=stage.reconstruction,
         blocks=None if blocks is None else tuple(blocks),
     )
-    return _with_gates(student, gate)
 
 
 def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
@@ -168,9 +179,8 @@ def fit_token_gates(
     assert config.token_gate is not None
     blocks = student.transformer.stack
     whole = config.token_gate.kind == "grid" or config.token_gate.reads_neighbours
-    if whole:
-        images = max(1, RECORDED // int(student.transformer.gated_positions().sum()))
-        samples = samples[torch.arange(min(len(samples), images))]
+    most = max(1, RECORDED // int(student.transformer.gated_positions().sum())) if whole else RECORDED
+    samples = samples[torch.arange(min(len(samples), most))]
     per_image = None if whole else max(1, RECORDED // len(samples))
     records, scales = record_gated(student, samples, per_image, threshold, generator, progress)
     per_expert = math.log(saving(config, density))
@@ -271,7 +281,7 @@ def weigh_gates(student: ActVAR, trials: Callable[[], list[Trial]]) -> list[floa
 def drop_idle_gates(student: ActVAR, samples: TeacherSamples, threshold: float, images: int = 16) -> ActVAR:
     """``student`` without the gates that, at ``threshold``, keep more than `IDLE` of the tokens they see.
 
-    Of the other kinds but `grid` gates stay: they leave out equally many tokens of every row.
+    Those of kinds that these are compared with stay as they are.
     """
     gate = student.config.token_gate
     assert gate is not None

@@ -114,16 +114,19 @@ class Sequences:
         self, samples: TeacherSamples, student: ActVAR, share: float, size: int, thresholds: Sequence[float]
     ) -> None:
         self.samples, self.student, self.thresholds = samples, student, thresholds
-        self.own = round(share * size)
+        self.own = max(1, round(share * size)) if share else 0
         self.size = size
         self.drawn: TeacherSamples | None = None
 
     def renew(self, seed: int) -> None:
-        """Draw the student's own sequences anew; their thresholds take turns with ``seed``."""
+        """Draw the student's own sequences anew; their thresholds and classes take turns with ``seed``."""
         if not self.own:
             return
-        with self.student.at(Setting(self.thresholds[seed % len(self.thresholds)])):
-            self.drawn = draw_samples(self.student, OWN_BATCHES * self.size, seed=seed, progress=Progress())
+        student, count = self.student, OWN_BATCHES * self.size
+        with student.at(Setting(self.thresholds[seed % len(self.thresholds)])):
+            self.drawn = draw_samples(
+                student, count, seed=seed, progress=Progress(), settings=student.usual, first=seed
+            )
 
     def batch(self, seed: int) -> list[TeacherSamples]:
         """One batch: the teacher's, and the student's own if there are any."""
@@ -146,7 +149,7 @@ def budget_weight(budget: float, history: Sequence[Mapping[str, Any]], stage: st
     """What the loss at ``budget`` is multiplied by: half of the way to an equal say for all ``budgets``.
 
     At a low one a student errs the most; by the loss alone it would learn for that one and forget the others. How much
-    it errs is the mean divergence of the last `RECENT` steps at each; before there are any, the factor is 1.
+    it errs is its mean divergence among the last `RECENT` steps for each budget; before it has any, the factor is 1.
     """
     seen: dict[float, list[float]] = defaultdict(list)
     for entry in history[-RECENT * budgets :]:

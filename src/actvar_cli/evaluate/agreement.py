@@ -56,8 +56,8 @@ def add_agreement(
     for y, sequence in zip(labels.split(size), tokens.split(size), strict=True):
         p = guided_logits(teacher, y, sequence, cfg).log_softmax(-1)
         q = guided_logits(student, y, sequence, cfg).log_softmax(-1)
-        kl = (p.exp() * (p - q)).sum(-1).sum(0).double().cpu()
-        equal = (p.argmax(-1) == q.argmax(-1)).sum(0).double().cpu()
+        kl = (p.exp() * (p - q)).sum(-1).sum(0).cpu().double()
+        equal = (p.argmax(-1) == q.argmax(-1)).sum(0).cpu().double()
         sums.kl.index_add_(0, scale_of, kl)
         sums.equal.index_add_(0, scale_of, equal)
         sums.tokens.index_add_(0, scale_of, torch.full_like(kl, len(y)))

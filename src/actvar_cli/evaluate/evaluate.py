@@ -57,6 +57,7 @@ class Agreement(Frozen):
     kl_by_scale: list[float]
     token_match: float
     token_match_by_scale: list[float]
+    patch_nums: tuple[int, ...]
     sampled_token_match: float
     pixel_difference: float
 
@@ -175,7 +176,11 @@ def evaluate(
     different tokens or classes, or ``count`` is too small to say anything.
     """
     batch = images_together(teacher.config) if batch is None else batch
-    _check(model, teacher, count, batch)
+    check_alike(model, teacher)
+    if count < 2:
+        raise InputError(f"{count} images are too few to evaluate: at least 2, better {FEW_IMAGES} or more")
+    if batch < 1:
+        raise InputError(f"batch must be at least 1, not {batch}")
     progress = progress or Progress()
     settings = SamplingSettings(cfg, top_k, top_p)
     reference = load_reference(teacher.device) if serves(teacher.config) else None
@@ -218,6 +223,7 @@ def evaluate(
             kl_by_scale=(sums.kl / sums.tokens).tolist(),
             token_match=float(sums.equal.sum() / tokens),
             token_match_by_scale=(sums.equal / sums.tokens).tolist(),
+            patch_nums=teacher.config.tokenizer.patch_nums,
             sampled_token_match=equal / count,
             pixel_difference=difference / count,
         ),
@@ -225,14 +231,11 @@ def evaluate(
     )
 
 
-def _check(model: ActVAR, teacher: ActVAR, count: int, batch: int) -> None:
+def check_alike(model: ActVAR, teacher: ActVAR) -> None:
+    """Raise InputError where the pictures of the two have nothing in common."""
     ours, theirs = model.config, teacher.config
     if ours.tokenizer != theirs.tokenizer or ours.transformer.num_classes != theirs.transformer.num_classes:
         raise InputError(f"{ours.name} and {theirs.name} cannot be compared: their tokenizers or classes differ")
-    if count < 2:
-        raise InputError(f"{count} images are too few to evaluate: at least 2, better {FEW_IMAGES} or more")
-    if batch < 1:
-        raise InputError(f"batch must be at least 1, not {batch}")
 
 
 def _notes(reference: Reference | None, count: int, teacher: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from actvar_cli.evaluate.evaluate import batch_seed, check_alike
 from actvar_cli.evaluate.images import to_uint8
 from actvar_cli.evaluate.reference import CLASS_NAMES, real_images, serves
 from actvar_cli.model.sampling import ActVAR, SamplingSettings
@@ -39,8 +40,10 @@ def sample_pairs(
 ) -> list[ClassPictures]:
     """Sample ``per_class`` images of up to ``classes`` classes from both models as they are set.
 
-    ``per_class=None`` takes as many as make a strip of about 256 pixels.
+    ``per_class=None`` takes as many as make a strip of about 256 pixels. Raises InputError where the two models have
+    different tokens or classes.
     """
+    check_alike(model, teacher)
     config = teacher.config
     total = config.transformer.num_classes
     chosen = [i * total // min(classes, total) for i in range(min(classes, total))]
@@ -51,7 +54,7 @@ def sample_pairs(
     for label in chosen:
         labels = [label] * size
         left, right = (
-            to_uint8(m.sample(labels, seed=seed * 1_000_003 + label, settings=settings).images).cpu()
+            to_uint8(m.sample(labels, seed=batch_seed(seed, label), settings=settings).images).cpu()
             for m in (teacher, model)
         )
         rows.append(

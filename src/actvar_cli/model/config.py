@@ -22,6 +22,9 @@ from pydantic_core import PydanticKnownError
 FORMAT_VERSION = 1
 """Version of the stored configuration; raised when an old reader could misread a new file."""
 
+LAST_SEED = 2**32 - 1
+"""The largest seed: what is drawn from it for batches stays within 64 bits."""
+
 PositiveInt = Annotated[int, Field(ge=1)]
 
 

@@ -25,7 +25,7 @@ class Decider(nn.Module, ABC):
 
 
 class Perceptron(Decider):
-    """Two layers with GELU between, from tokens (…, C) to (…, E); the second is float32 whatever the first is."""
+    """Two layers with GELU between, from tokens (…, C) to (…, E); the weights of the second are float32 in any case."""
 
     def __init__(self, dim: int, hidden: int, outputs: int) -> None:
         super().__init__()

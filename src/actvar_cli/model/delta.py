@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from threading import RLock
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,8 @@ class Delta(nn.Module):
     def weights(self, var: nn.Module, threshold: float | None, thresholds: Sequence[float]) -> Weights:
         """What to put in the place of the weights of ``var`` at ``threshold``; ``None`` leaves them as they are.
 
-        Where no gradient is asked for, it is made once for each threshold, and again when weights have changed.
+        Where no gradient is asked for, it is made when another threshold is asked for than the last, or weights have
+        changed, unless somebody still has what was made for it.
         """
         use = _uses.setdefault(self, _Use())
         if threshold is None:
@@ -78,13 +79,15 @@ class Delta(nn.Module):
             base, delta = [registry[name] for registry, name in places], list(self.blocks.parameters())
             if torch.is_grad_enabled() and self.factors.requires_grad:
                 return Weights(use.lock, places, self._sum(base, delta, threshold, thresholds))
-            made_from = threshold, tuple(thresholds), [_state(t) for t in (*base, *delta, self.factors)]
-            if use.last is None or use.made_from != made_from:
+            made_from = threshold, tuple(thresholds), tuple(_state(t) for t in (*base, *delta, self.factors))
+            found = use.made.get(made_from)
+            if found is None:
                 # Ordinary tensors, also where sampling makes none: they are used again elsewhere.
                 with torch.inference_mode(False), torch.no_grad():
-                    use.last = Weights(use.lock, places, self._sum(base, delta, threshold, thresholds))
-                use.made_from = made_from
-            return use.last
+                    found = Weights(use.lock, places, self._sum(base, delta, threshold, thresholds))
+                use.made[made_from] = found
+            use.last = found
+            return found
 
     def _sum(
         self, base: Sequence[Tensor], delta: Sequence[Tensor], threshold: float, thresholds: Sequence[float]
@@ -130,11 +133,12 @@ def using(weights: Weights | None) -> AbstractContextManager[None]:
 class _Use:
     """What goes with a model and is no part of it, so that a copy has its own, and nothing outlives it.
 
-    The ``lock`` is held while its weights are others than usual, or looked at. ``last`` was ``made_from`` what it says.
+    The ``lock`` is held while its weights are others than usual, or looked at. Of what was ``made``, by what it was
+    made from, the ``last`` is kept, and what a recording reads.
     """
 
     lock: Any = field(default_factory=RLock)
-    made_from: Any = None
+    made: WeakValueDictionary[Any, Weights] = field(default_factory=WeakValueDictionary)
     last: Weights | None = None
 
 

@@ -156,7 +156,7 @@ def _picked(ffn: ExpertFFN, x: Tensor, on: Tensor, counts: list[int], experts: l
     sizes = [len(piece) + lacking(len(piece), ffn.fc1.weight) for _, piece in pieces]
     made = x.new_empty(sum(sizes), x.shape[1])
     for (e, piece), part in zip(pieces, made.split(sizes), strict=True):
-        hidden = ffn.hidden_of(e, x.index_select(0, F.pad(piece, (0, len(part) - len(piece)))))
+        hidden = ffn.hidden_of(e, x.index_select(0, F.pad(piece, (0, len(part) - len(piece))))).to(part.dtype)
         torch.addmm(-ffn.expert_mean[e].to(hidden.dtype), hidden, ffn.weight_of(e).T, out=part)
     lengths = torch.tensor([len(piece) for _, piece in pieces], device=x.device)
     filled = torch.tensor([0, *accumulate(sizes)][:-1], device=x.device) - (lengths.cumsum(0) - lengths)

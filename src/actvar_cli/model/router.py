@@ -25,7 +25,7 @@ class Router(Perceptron):
 
 
 class RelativeRouter(Router):
-    """Scores relative to the token's best expert, which is always on: DMoE-VAR's threshold."""
+    """Scores relative to the token's best expert, which has 0: DMoE-VAR's threshold."""
 
     forward = Decider.forward
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from actvar_cli.errors import ActvarError
+from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model import graphs
 from actvar_cli.model.config import EVERYTHING, ModelConfig
 from actvar_cli.model.counters import WorkCounter
@@ -222,8 +222,19 @@ class ActVAR(nn.Module):
         settings = settings or SamplingSettings()
         return sample_latent(self, self._labels(labels), settings, self._generator(seed), counter, logits)[1]
 
+    @property
+    def usual(self) -> SamplingSettings:
+        """Settings with the guidance that it has learned, or that is usual."""
+        learned = self.config.guidance
+        return SamplingSettings(learned.cfg) if learned else SamplingSettings()
+
     def _labels(self, labels: Tensor | list[int]) -> Tensor:
-        return torch.as_tensor(labels, dtype=torch.long, device=self.device)
+        made = torch.as_tensor(labels, dtype=torch.long)
+        classes = self.config.transformer.num_classes
+        # What is on a device already is not fetched to be looked at: that would make it wait.
+        if made.device.type == "cpu" and len(wrong := made[(made < 0) | (made >= classes)]):
+            raise InputError(f"class {int(wrong[0])} does not exist: the model has the classes 0 to {classes - 1}")
+        return made.to(self.device)
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         return None if seed is None else torch.Generator(self.device).manual_seed(seed)

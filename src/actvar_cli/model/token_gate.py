@@ -129,6 +129,7 @@ def log_deviation(h: Tensor) -> Tensor:
     return (energy / energy.mean(1, keepdim=True).clamp_min(1e-12)).clamp_min(1e-6).log()
 
 
+@lru_cache
 def grid_order(side: int, device: torch.device) -> Tensor:
     """Offsets (side * side,) that make ever fewer positions remain, evenly spread: an ordered dither (Bayer 1973)."""
     rank = torch.zeros(1, 1)

@@ -271,6 +271,6 @@ def _mode(work: Work, measured: Measured, clocks: list[Clock]) -> Mode:
         seconds_slowest=max(seconds),
         images_per_second=1 / median(seconds),
         peak_memory_bytes=measured.peak_bytes,
-        # The first one was to warm up.
-        times=times(clocks[1:], images) if clocks else None,
+        # Those before were to warm up.
+        times=times(clocks[-len(seconds) :], images) if clocks else None,
     )

@@ -241,8 +241,7 @@ def _quality(number: Numbering, e: Evaluation | None, p: Profile | None) -> str:
                 svg_image(svg, "accuracy by class"), "Class accuracy, as the feature network's classifier sees it."
             )
         )
-    scales = p.patch_nums if p else list(range(1, len(a.kl_by_scale) + 1))
-    svg = plots.agreement_by_scale(scales, a.kl_by_scale, a.token_match_by_scale)
+    svg = plots.agreement_by_scale(a.patch_nums, a.kl_by_scale, a.token_match_by_scale)
     parts.append(
         number.figure(
             svg_image(svg, "agreement by scale"),

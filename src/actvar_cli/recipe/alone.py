@@ -42,7 +42,7 @@ def distill_alone(
     A training that was interrupted left its state beside ``output``, and goes on from there.
     """
     from actvar_cli.distill.data import find_pictures
-    from actvar_cli.weights.artefact import save
+    from actvar_cli.weights.artefact import refuse_artefact, save
 
     flow, step = chosen
     assert flow.model is not None and flow.teacher is not None
@@ -51,6 +51,7 @@ def distill_alone(
     student = models.named(flow.model.name, device=device, progress=progress)
     teacher = models.named(flow.teacher.name, device=device, progress=progress)
     settings = step.settings(DistillSettings)
+    refuse_artefact(output, student.open().config, force=force)
     inputs = {"model": student.sha256, "teacher": teacher.sha256}
     if settings.data:
         inputs["data"] = find_pictures(settings.data).digest
@@ -58,4 +59,5 @@ def distill_alone(
     checkpoint = output.parent / f".{output.name}.{work.checkpoint_of(key)}"
     distilled, lineage = work.train(teacher, student, settings, seed=seed, checkpoint=checkpoint, progress=progress)
     save(output, distilled.model, lineage, force=force)
+    checkpoint.unlink(missing_ok=True)
     return {"teacher": teacher.name, "student": student.name, "seed": seed, **work.told(distilled)}

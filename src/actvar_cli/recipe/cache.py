@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -87,8 +87,8 @@ class RunFolder:
             raise InputError(f"{self.path} exists and is not the folder of a run: choose another one with -o")
 
     @contextmanager
-    def begin(self, recipe: str) -> Iterator[None]:
-        """Make the folder, put the recipe there as the user wrote it, and hold the folder against a second run.
+    def begin(self) -> Iterator[None]:
+        """Make the folder, and hold it against a second run.
 
         Raises ActvarError where another run holds it already.
         """
@@ -103,13 +103,20 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
         with held:
-            self.write(RECIPE, recipe)
             yield
 
-    def write(self, name: str, text: str) -> None:
-        """Write a text at the top of the folder, whole or not at all."""
-        with new_file(self.path / name, force=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    def published(self) -> set[str]:
+        """Files that runs have shown at the top of the folder, by its record."""
+        try:
+            return set(json.loads((self.path / RECORD).read_bytes()).get("files", ()))
+        except (OSError, ValueError, AttributeError, TypeError):
+            return set()
+
+    def record(self, recipe: str, record: Mapping[str, Any]) -> None:
+        """Put the recipe as the user wrote it, and the record of what it came to, at the top of the folder."""
+        for name, text in ((RECIPE, recipe), (RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
+            with new_file(self.path / name, force=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def of_step(self, name: str) -> Path:
         """Where a step's files are."""
@@ -131,8 +138,17 @@ class RunFolder:
             outcome = Outcome.model_validate_json(self._state(name).read_bytes())
         except (OSError, ValidationError):
             return None
-        folder = self.of_step(name)
-        return outcome if all(stamp.untouched(folder / file) for file, stamp in outcome.outputs.items()) else None
+        folder, known = self.of_step(name), outcome.outputs
+        found = {file: stamp.anew(folder / file) for file, stamp in known.items()}
+        stamps = {file: stamp for file, stamp in found.items() if stamp}
+        if len(stamps) < len(known):
+            return None
+        if stamps != known:
+            # Copied: its files need not be read again the next time.
+            outcome = outcome.model_copy(update={"outputs": stamps})
+            with suppress(ActvarError):
+                self._remember(name, outcome)
+        return outcome
 
     def finish(
         self, name: str, *, key: str, verb: str, seconds: float, inputs: Mapping[str, str], result: dict[str, Any]
@@ -140,8 +156,7 @@ class RunFolder:
         """Remember a step's outcome; its files are all those in its folder."""
         outputs = {path.name: Stamp.of(path) for path in sorted(self.of_step(name).iterdir())}
         outcome = Outcome(key=key, verb=verb, seconds=seconds, inputs=dict(inputs), result=result, outputs=outputs)
-        with new_file(self._state(name), force=True) as temporary:
-            temporary.write_text(outcome.model_dump_json(), encoding="utf-8")
+        self._remember(name, outcome)
         return outcome
 
     def publish(self, name: str, file: str) -> None:
@@ -159,6 +174,10 @@ class RunFolder:
         """Remove files at the top of the folder."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
+
+    def _remember(self, name: str, outcome: Outcome) -> None:
+        with new_file(self._state(name), force=True) as temporary:
+            temporary.write_text(outcome.model_dump_json(), encoding="utf-8")
 
     def _state(self, name: str) -> Path:
         return self.path / STEPS / f"{name}.json"

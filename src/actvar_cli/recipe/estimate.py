@@ -139,13 +139,13 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
 
 
 def estimate_plan(run: Run) -> list[dict[str, Any]]:
-    """Every step of ``run`` with what it would take; figures are ``None`` where it is cached or the model not here."""
+    """Every step of ``run`` with what it would take; figures are ``None`` where it is cached or its model not here."""
     planned = run.plan()
-    config = run.config() if any(entry.outcome is None for entry in planned) else None
-    speed = measured_speed(run.device) if config else 0.0
+    configs = [None if entry.outcome else run.config(entry.flow) for entry in planned]
+    speed = measured_speed(run.device) if any(configs) else 0.0
     entries = []
-    for entry in planned:
-        known = estimate(entry.step, config, speed=speed) if config and entry.outcome is None else None
+    for entry, config in zip(planned, configs, strict=True):
+        known = estimate(entry.step, config, speed=speed) if config else None
         entries.append(
             {
                 "name": entry.flow.name,

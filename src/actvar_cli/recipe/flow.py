@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ class Flow:
     verb: str
     model: Ref | None
     teacher: Ref | None
+
+
+def original_of(ref: Ref | None, flow: Sequence[Flow]) -> Ref | None:
+    """The named model that ``ref`` was made from in ``flow``: the one it is to be compared with, of its shape."""
+    for step in reversed(flow):
+        if ref is not None and ref.made_here and ref.name == step.name:
+            ref = step.teacher or step.model
+    return ref
+
+
+def measured_before(step: Flow, flow: Sequence[Flow]) -> list[Flow]:
+    """The steps before ``step`` that measured the model it is about."""
+    earlier = flow[: flow.index(step)] if step in flow else flow
+    return [other for other in earlier if other.verb in ("profile", "evaluate") and other.model == step.model]
 
 
 def find_flow(document: Document) -> tuple[Flow, ...]:
@@ -70,9 +85,11 @@ class _Finder:
             self.complain(place, f"step {name!r} has no model: add '{key}', or a step that makes one before it")
         teacher = self.teacher(raw, verb, name, model, place) if verb in TEACHER_KEYS else None
         self.source = self.source or teacher or model
-        if verb == "report" and not any(step.verb in ("profile", "evaluate") for step in self.flow):
-            self.complain(place, f"step {name!r} has nothing to report: no step before it profiles or evaluates")
-        self.flow.append(Flow(name, verb, model, teacher))
+        step = Flow(name, verb, model, teacher)
+        if verb == "report" and model is not None and not measured_before(step, self.flow):
+            nothing = f"no step before it profiles or evaluates {model.name!r}"
+            self.complain(place, f"step {name!r} has nothing to report: {nothing}")
+        self.flow.append(step)
         if verb in MAKES_MODEL:
             self.current = Ref(name, made_here=True)
         elif model is not None:
@@ -81,11 +98,21 @@ class _Finder:
     def teacher(self, raw: dict[str, Any], verb: str, name: str, model: Ref | None, place: Place) -> Ref | None:
         key = TEACHER_KEYS[verb]
         named = self.named(raw, key, place)
-        teacher = named or self.source
+        teacher = named or self.usual_teacher(verb, model)
         # A report can do without: it then shows no pictures side by side.
         if verb != "report" and model is not None and named is None and teacher in (None, model):
             self.complain(place, f"step {name!r} has nothing to compare with: add '{key}'")
         return teacher
+
+    def usual_teacher(self, verb: str, model: Ref | None) -> Ref | None:
+        """What ``model`` was made from in this recipe, else what a report's model was evaluated against, or the source.
+
+        A recipe may be about several models, of shapes that cannot be compared.
+        """
+        if model is not None and model.made_here:
+            return original_of(model, self.flow)
+        evaluated = [step.teacher for step in self.flow if step.verb == "evaluate" and step.model == model]
+        return (evaluated or [None])[-1] if verb == "report" else self.source
 
     def named(self, raw: dict[str, Any], key: str, place: Place) -> Ref | None:
         """The model that ``raw`` names with ``key``; a word must be a step or a known model, a path is left alone."""

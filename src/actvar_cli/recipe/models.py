@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actvar_cli import __version__
-from actvar_cli.errors import InputError
+from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.progress import Progress
 from actvar_cli.weights.zoo import KNOWN, HubFile, ZooEntry, base_of, what_is_old
 
 if TYPE_CHECKING:
+    from actvar_cli.model.config import ModelConfig
     from actvar_cli.model.sampling import ActVAR
     from actvar_cli.weights.card import About, Metric
+    from actvar_cli.weights.load import Source as Located
 
 
 def choose_device(name: str) -> str:
@@ -51,15 +54,40 @@ def digest_of(name: str, progress: Progress) -> str:
 
     A file that its publisher has replaced is pointed out to ``progress``.
     """
+    from actvar_cli.weights.load import locate
+
+    return _known_digest(name) or _digest(locate(name, progress=progress), progress)
+
+
+def digest_here(name: str, progress: Progress) -> str | None:
+    """The same without a network; ``None`` where the model is not on this machine."""
+    from actvar_cli.weights.load import locate_here
+
+    source = locate_here(name)
+    return (_known_digest(name) or _digest(source, progress)) if source else None
+
+
+def config_here(name: str) -> ModelConfig | None:
+    """The configuration of the model of that name; ``None`` where it, or its tokenizer, is not on this machine."""
+    from actvar_cli.weights.load import config_of, locate_here
+
+    source = locate_here(name)
+    try:
+        return config_of(source) if source else None
+    except ActvarError:
+        return None
+
+
+def _known_digest(name: str) -> str | None:
     entry = KNOWN.get(name)
-    if entry and isinstance(entry.transformer, HubFile) and entry.transformer.sha256:
-        return entry.transformer.sha256
+    return (entry.transformer.sha256 or None) if entry and isinstance(entry.transformer, HubFile) else None
+
+
+def _digest(source: Located, progress: Progress) -> str:
     from actvar_cli.weights.artefact import is_artefact
     from actvar_cli.weights.converted import published_digest
-    from actvar_cli.weights.load import locate
     from actvar_cli.weights.shards import files_of
 
-    source = locate(name, progress=progress)
     digests = [published_digest(file) for file in files_of(source.path)]
     if what := what_is_old(digests[0]):
         progress.say(f"warning: {source.path} is {what}: `actvar fetch` brings the present one")
@@ -123,6 +151,7 @@ def about(source: Source, metrics: Sequence[Metric], repo: str | None = None) ->
 def named(name: str, *, device: str, progress: Progress, budget: float | None = None) -> Source:
     """The model of that name as a source; fetched, but not loaded before it is opened."""
 
+    @cache
     def opened(dtype: str) -> ActVAR:
         return open_model(name, device=device, progress=progress, budget=budget, dtype=dtype)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.progress import Progress
 from actvar_cli.recipe import models, summary, work
-from actvar_cli.recipe.cache import RECORD, Outcome, RunFolder, digest_json, key_of
-from actvar_cli.recipe.flow import Flow, Ref
+from actvar_cli.recipe.cache import Outcome, RunFolder, digest_json, key_of
+from actvar_cli.recipe.flow import Flow, Ref, measured_before, original_of
 from actvar_cli.recipe.pictures import check_classes
 from actvar_cli.recipe.read import RecipeFile
 from actvar_cli.recipe.steps import (
@@ -28,8 +28,6 @@ from actvar_cli.recipe.steps import (
     Gates,
     SampleStep,
 )
-from actvar_cli.weights.shards import own_weights
-from actvar_cli.weights.zoo import KNOWN
 
 if TYPE_CHECKING:
     from actvar_cli.distill.data import Pictures
@@ -72,8 +70,8 @@ class Run:
         """What would run and what is there already; asks no network, so a step on a model not yet fetched would run."""
         self.folder.check()
         for ref in self._named():
-            if _is_here(ref.name):
-                self.digests[ref] = models.digest_of(ref.name, self.progress)
+            if digest := models.digest_here(ref.name, self.progress):
+                self.digests[ref] = digest
         planned = []
         for flow, step in self._steps():
             found = self._cached(flow, step)
@@ -92,11 +90,12 @@ class Run:
         for ref in self._named():
             self.digests[ref] = models.digest_of(ref.name, self.progress)
         self._check_against_models()
-        with self.folder.begin(self.file.text):
+        with self.folder.begin():
             return self._execute(started, began)
 
     def _execute(self, started: datetime, began: float) -> dict[str, Any]:
         cached: set[str] = set()
+        before, shown = self.folder.published(), set[str]()
         record: dict[str, Any] = {}
         steps = list(self._steps())
         for number, (flow, step) in enumerate(steps):
@@ -110,9 +109,13 @@ class Run:
                 found = self._do(flow, step)
             self.outcomes[flow.name] = found
             self._release(steps[number + 1 :])
-            self._publish(flow)
-            record = self._record(started, time.perf_counter() - began, cached)
-            self.folder.write(RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+            shown |= self._publish(flow)
+            if number + 1 == len(steps):
+                # Of an earlier run, of another recipe: two models in one folder are one too many.
+                self.folder.forget(before - shown)
+                before = set()
+            record = self._record(started, time.perf_counter() - began, cached, before | shown)
+            self.folder.record(self.file.text, record)
         return record
 
     def check_gates(self) -> None:
@@ -124,15 +127,17 @@ class Run:
                 evaluation = Evaluation.model_validate(self.outcomes[flow.name].result)
                 summary.check_gates(evaluation, step.settings(Gates))
 
-    def config(self) -> ModelConfig | None:
-        """The configuration of the recipe's first model; ``None`` where it is not on this machine."""
-        first = self._named()[0]
-        return self._open(first).config if first in self.digests else None
+    def config(self, flow: Flow) -> ModelConfig | None:
+        """The configuration of the model that ``flow`` is about; ``None`` where that is not on this machine."""
+        return models.config_here(self._original(flow).name)
 
     def table(self) -> list[summary.Row]:
         """Cost, time and quality of the last model that was measured: rows of what, dense, compressed."""
-        last = self.file.flow[-1]
-        before = self._before(last, self.file.flow)
+        measured = [flow for flow in self.file.flow if flow.verb in ("profile", "evaluate")]
+        if not measured:
+            return []
+        last = measured[-1]
+        before = self._before(last, [*measured_before(last, self.file.flow), last])
         return summary.table(before.profile, before.evaluation)
 
     def _steps(self) -> Iterable[tuple[Flow, AnyStep]]:
@@ -152,12 +157,17 @@ class Run:
             if pending and isinstance(step, ConvertStep) and flow.model and not flow.model.made_here:
                 check(self._open(flow.model), step.settings(ConvertSettings))
             if pending and isinstance(step, SampleStep) and step.classes:
-                check_classes(step.classes, self._classes())
+                check_classes(step.classes, self._classes(flow))
             if pending and isinstance(step, DistillStep) and step.data:
-                chosen_pictures(self._pictures(step.data), step.images, self._classes(), self._seed(step))
+                chosen_pictures(self._pictures(step.data), step.images, self._classes(flow), self._seed(step))
 
-    def _classes(self) -> int:
-        return self._open(self._named()[0]).config.transformer.num_classes
+    def _classes(self, flow: Flow) -> int:
+        return self._open(self._original(flow)).config.transformer.num_classes
+
+    def _original(self, flow: Flow) -> Ref:
+        original = original_of(flow.model, self.file.flow)
+        assert original is not None, "the recipe was checked for this"
+        return original
 
     def _pictures(self, folder: str) -> Pictures:
         from actvar_cli.distill.data import find_pictures
@@ -183,11 +193,10 @@ class Run:
         if isinstance(step, DistillStep) and step.data:
             inputs["data"] = self._pictures(step.data).digest
         if flow.verb in ("export", "report"):
-            for earlier in self.file.flow[: self.file.flow.index(flow)]:
-                if earlier.verb in ("profile", "evaluate"):
-                    if earlier.name not in self.outcomes:
-                        return None
-                    inputs[earlier.name] = digest_json(self.outcomes[earlier.name].result)
+            for earlier in measured_before(flow, self.file.flow):
+                if earlier.name not in self.outcomes:
+                    return None
+                inputs[earlier.name] = digest_json(self.outcomes[earlier.name].result)
         return inputs
 
     def _digest(self, ref: Ref) -> str | None:
@@ -220,13 +229,16 @@ class Run:
             title=self.file.name,
             model=self._source(flow.model),
             teacher=self._source(flow.teacher) if flow.teacher else None,
-            before=self._before(flow, self.file.flow[: self.file.flow.index(flow)]),
+            before=self._before(flow, measured_before(flow, self.file.flow)),
             recipe=self.file.text,
             command=shlex.join(self.argv),
             progress=self.progress,
         )
         began = time.perf_counter()
         result = work.run(step, job)
+        if isinstance(step, ConvertStep):
+            # Its neurons have changed places: another step is to have the model as it is in its file.
+            self._forget(flow.model)
         seconds = time.perf_counter() - began
         return self.folder.finish(flow.name, key=key, verb=flow.verb, seconds=seconds, inputs=inputs, result=result)
 
@@ -248,16 +260,17 @@ class Run:
     def _release(self, coming: Sequence[tuple[Flow, AnyStep]]) -> None:
         """Let go of models that no coming step works on: three copies of a large one would not fit."""
         needed = {ref for flow, _ in coming for ref in (flow.model, flow.teacher)}
-        for key in [key for key in self.loaded if key[0] not in needed]:
-            del self.loaded[key]
+        self._forget(*({ref for ref, _ in self.loaded} - needed))
 
-    def _before(self, flow: Flow, earlier: Sequence[Flow]) -> work.Before:
-        """What steps among ``earlier`` found out about the model of ``flow``, or about any where none is about it."""
+    def _forget(self, *refs: Ref) -> None:
+        self.loaded = {key: model for key, model in self.loaded.items() if key[0] not in refs}
+
+    def _before(self, flow: Flow, measured: Sequence[Flow]) -> work.Before:
+        """What the steps ``measured`` found out about the model of ``flow``."""
 
         def last(verb: str) -> dict[str, Any] | None:
-            found = [f for f in earlier if f.verb == verb and f.name in self.outcomes]
-            chosen = [f for f in found if f.model == flow.model] or found
-            return self.outcomes[chosen[-1].name].result if chosen else None
+            found = [step for step in measured if step.verb == verb and step.name in self.outcomes]
+            return self.outcomes[found[-1].name].result if found else None
 
         profile, evaluation = last("profile"), last("evaluate")
         history: list[dict[str, Any]] = []
@@ -266,20 +279,18 @@ class Run:
             history = json.loads(path.read_text()) if path.exists() else []
         return work.Before(_profile(profile), _evaluation(evaluation), history)
 
-    def _publish(self, flow: Flow) -> None:
+    def _publish(self, flow: Flow) -> set[str]:
         """Show what a user looks for at the top of the folder; of the models, that of the last step that leaves one."""
         leave_model = [other for other in self.file.flow if other.verb in (*MAKES_MODEL, "export")]
         if flow.verb not in ("report", "sample") and flow not in leave_model[-1:]:
-            return
+            return set()
         outputs = self.outcomes[flow.name].outputs
-        for file in outputs:
-            if flow.verb not in MAKES_MODEL or file.startswith("model."):
-                self.folder.publish(flow.name, file)
-        if flow in leave_model:
-            # Of an earlier run, which left the model in other files: two models in one folder are one too many.
-            self.folder.forget({name for name in own_weights(self.path) if name not in outputs})
+        files = {file for file in outputs if flow.verb not in MAKES_MODEL or file.startswith("model.")}
+        for file in files:
+            self.folder.publish(flow.name, file)
+        return files
 
-    def _record(self, started: datetime, seconds: float, cached: set[str]) -> dict[str, Any]:
+    def _record(self, started: datetime, seconds: float, cached: set[str], files: set[str]) -> dict[str, Any]:
         from actvar_cli.profile.report import versions
 
         steps = []
@@ -309,21 +320,11 @@ class Run:
             "device": self.device,
             "seed": self.file.recipe.seed,
             "versions": versions(),
+            "files": sorted(files),
             "models": {ref.name: digest for ref, digest in self.digests.items()},
             "recipe": {**self.file.recipe.model_dump(mode="json"), "name": self.file.name},
             "steps": steps,
         }
-
-
-def _is_here(name: str) -> bool:
-    """Whether a model's digest can be had without a network."""
-    if name.startswith("hf://"):
-        return False
-    if name not in KNOWN:
-        return True
-    from actvar_cli.weights.fetch import list_models
-
-    return any(listing.name == name and listing.cached for listing in list_models())
 
 
 def _profile(result: dict[str, Any] | None) -> Profile | None:

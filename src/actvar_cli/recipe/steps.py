@@ -8,7 +8,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import DistillSettings
-from actvar_cli.model.config import Frozen
+from actvar_cli.model.config import LAST_SEED, Frozen
 from actvar_cli.weights.shards import SHARD_SIZE
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ Budget = Annotated[
     float | None, Field(gt=0, le=1, description="share of the dense FLOPs to work at; 1 is dense; default: the model's")
 ]
 Model = Annotated[str | None, Field(description="an earlier step, or a model; default: that of the step before")]
-Against = Annotated[str | None, Field(description="the model to compare with; default: the recipe's first model")]
+Against = Annotated[
+    str | None,
+    Field(description="the model to compare with; default: what the model was made from, else the first one named"),
+]
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
@@ -37,7 +40,7 @@ class Step(Frozen):
     name: Annotated[
         str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="what --set and other steps call it")
     ] = None
-    seed: Annotated[int | None, Field(ge=0, description="default: the recipe's")] = None
+    seed: Annotated[int | None, Field(ge=0, le=LAST_SEED, description="default: the recipe's")] = None
 
     def settings(self, model: type[Settings]) -> Settings:
         """The part of this step that is a ``model``."""
@@ -227,7 +230,7 @@ class Recipe(Frozen):
         str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder")
     ] = None
     description: Annotated[str | None, Field(description="one line for `actvar ls --recipes`")] = None
-    seed: Annotated[int, Field(ge=0, description="of every step that has none of its own")] = 0
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="of every step that has none of its own")] = 0
     steps: Annotated[
         tuple[Annotated[AnyStep, Field(discriminator="step")], ...], Field(min_length=1, description="in order")
     ]

@@ -5,6 +5,7 @@ Each writes its files into the step's own folder and returns its result as JSON 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,13 +128,15 @@ def train(
     checkpoint: Path,
     progress: Progress,
 ) -> tuple[Distilled, dict[str, Any]]:
-    """Train ``student``; with the lineage of the result. Goes on from ``checkpoint`` where there is one."""
+    """Train ``student``; with the lineage of the result. Goes on from ``checkpoint`` where there is one.
+
+    The checkpoint is to be removed once the result is saved, and not before: a disk may be full by then.
+    """
     from actvar_cli.distill.distill import distill as distill_model
 
     distilled = distill_model(
         teacher.open(), student.open(), settings, seed=seed, progress=progress, checkpoint=checkpoint
     )
-    checkpoint.unlink(missing_ok=True)
     made = {"step": "distill", "teacher": teacher.name, "teacher_sha256": teacher.sha256, "seed": seed}
     return distilled, student.then({**made, **settings.model_dump(mode="json")})
 
@@ -155,6 +158,7 @@ def distill(settings: DistillSettings, job: Job) -> dict[str, Any]:
     )
     save(job.folder / MODEL, distilled.model, lineage, force=True)
     (job.folder / HISTORY).write_text(json.dumps(distilled.history))
+    checkpoint.unlink(missing_ok=True)
     return told(distilled)
 
 
@@ -179,6 +183,9 @@ def evaluate(step: EvaluateStep, job: Job) -> dict[str, Any]:
     from actvar_cli.evaluate.evaluate import evaluate as evaluate_model
 
     teacher, model = job.against.open(), job.model.open()
+    if model is teacher:
+        # Of one model at two budgets: what is set on the one is not to be set on the other.
+        model = copy.deepcopy(model)
     with models.at_budget(model, step.budget):
         found = evaluate_model(
             model,

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from pydantic import ValidationError
@@ -22,7 +22,7 @@ from actvar_cli.errors import InputError
 from actvar_cli.model.config import FORMAT_VERSION, ModelConfig, TokenizerReference
 from actvar_cli.model.precision import dtype_called
 from actvar_cli.model.sampling import ActVAR
-from actvar_cli.weights.files import file_digest, is_safetensors, new_file
+from actvar_cli.weights.files import file_digest, is_safetensors, new_file, refuse_existing
 from actvar_cli.weights.shards import files_of, is_index
 from actvar_cli.weights.stream import Later, later, write_safetensors
 from actvar_cli.weights.zoo import KNOWN
@@ -34,6 +34,7 @@ __all__ = [
     "parse_config",
     "read_config",
     "read_lineage",
+    "refuse_artefact",
     "save",
     "tokenizer_beside",
     "tokenizer_tensors",
@@ -57,13 +58,24 @@ def save(
     reference = model.config.tokenizer_reference
     with ExitStack() as stack:
         temporary = stack.enter_context(new_file(path, force=force))
-        if not (reference and reference.name in KNOWN):
+        if not _is_known(reference):
             beside = tokenizer_beside(path)
             digest = write_tokenizer(stack.enter_context(new_file(beside, force=force)), model)
             reference = TokenizerReference(name=beside.name, sha256=digest)
         _, metadata = described(model, reference, lineage)
         write_tensors(temporary, transformer_tensors(model, dtype), metadata)
     return path
+
+
+def refuse_artefact(path: Path, config: ModelConfig, *, force: bool) -> None:
+    """Raise InputError where `save` would refuse to write a model of ``config``; for before the work that makes it."""
+    refuse_existing(path, force)
+    if not _is_known(config.tokenizer_reference):
+        refuse_existing(tokenizer_beside(path), force)
+
+
+def _is_known(reference: TokenizerReference | None) -> TypeGuard[TokenizerReference]:
+    return reference is not None and reference.name in KNOWN
 
 
 def tokenizer_beside(path: Path) -> Path:

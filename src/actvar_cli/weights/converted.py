@@ -191,16 +191,10 @@ def _update(path: Path, note: Note, **changes: object) -> None:
 
 def _whole(path: Path, note: Note) -> bool:
     """Whether the file is the one that the note was written for; it is read only if its size or time say otherwise."""
-    if note.converted.untouched(path):
-        return True
-    # A copy of the folder to another disk has new times.
-    if not path.is_file() or path.stat().st_size != note.converted.size:
-        return False
-    own = Stamp.of(path)
-    if own.sha256 != note.converted.sha256:
-        return False
-    _update(path, note, converted=own)
-    return True
+    own = note.converted.anew(path)
+    if own and own != note.converted:
+        _update(path, note, converted=own)
+    return own is not None
 
 
 def _remember(file: HubFile, remote: Remote, path: Path, note: Note) -> None:

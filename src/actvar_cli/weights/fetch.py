@@ -53,7 +53,7 @@ def list_models() -> list[Listing]:
     found = []
     for entry in KNOWN.values():
         file = entry.transformer
-        path = _asset(file) if isinstance(file, str) else here(file)
+        path = here(file)
         source = file if isinstance(file, HubFile) else None
         size = source.size if source else (path.stat().st_size if path else 0)
         found.append(Listing(entry.name, entry.what, size, entry.fid, path, source))
@@ -146,9 +146,9 @@ def _is_to_convert(path: Path, file: HubFile) -> bool:
     return not is_safetensors(path) and not file.file.endswith(INDEX_SUFFIX)
 
 
-def here(file: HubFile) -> Path | None:
+def here(file: HubFile | str) -> Path | None:
     """The file as it is on this machine, converted or original; asks no network."""
-    return find(file) or cached(file)
+    return _asset(file) if isinstance(file, str) else find(file) or cached(file)
 
 
 def fetch_tokenizer(name: str, *, progress: Progress | None = None) -> Path:

@@ -144,6 +144,11 @@ def refuse_folder(path: Path, replaceable: Collection[str], force: bool) -> None
         return
     if not path.is_dir():
         raise InputError(f"{path} exists and is not a folder")
+    # The new one is made beside it and takes its place, which is not to be had of these.
+    mounted = path.resolve().is_mount()
+    if mounted or path.resolve() == Path.cwd():
+        what = "is a disk of its own" if mounted else "is where you are"
+        raise InputError(f"{path} {what} and cannot be replaced: name a folder inside it")
     names = sorted(p.name for p in path.iterdir())
     foreign = [name for name in names if name not in replaceable]
     if names and not force:

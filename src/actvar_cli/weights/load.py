@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,10 +26,10 @@ from actvar_cli.weights.artefact import CONFIG_KEY, parse_config, tokenizer_besi
 from actvar_cli.weights.checkpoint import Checkpoint, read_checkpoint
 from actvar_cli.weights.converted import published_digest
 from actvar_cli.weights.export import TOKENIZER, WEIGHTS
-from actvar_cli.weights.fetch import fetch, fetch_tokenizer, hub_file
+from actvar_cli.weights.fetch import fetch, fetch_tokenizer, here, hub_file, parse_hub_name
 from actvar_cli.weights.hub_model import hub_model, sibling
 from actvar_cli.weights.infer import infer_patch_nums, infer_tokenizer, infer_transformer
-from actvar_cli.weights.shards import INDEX, is_index
+from actvar_cli.weights.shards import INDEX, files_of, is_index
 from actvar_cli.weights.zoo import KNOWN, VAE, HubFile, of_shape
 
 DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
@@ -44,7 +45,8 @@ def tokenizer_files(path: Path) -> tuple[str, ...]:
 class Source:
     """A file on disk, what to call the model in it, and how to get a file from beside it (``None``: there is none).
 
-    ``file`` is what the file is called where it comes from: a converted one has a name of its own.
+    ``file`` is what the file is called where it comes from: a converted one has a name of its own. ``known_tokenizer``
+    gets the tokenizer of a known model.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Source:
     file: Path
     beside: Callable[[str], Path | None]
     zoo_name: str | None = None
+    known_tokenizer: Callable[[str], Path] = fetch_tokenizer
 
     def tokenizer(self) -> Path | None:
         """The tokenizer beside a plain state dict, if there is one."""
@@ -109,7 +112,55 @@ def locate(name: str, *, progress: Progress | None = None) -> Source:
 
 def _hub_source(name: str, progress: Progress | None) -> Source:
     file, path = hub_model(name, progress=progress)
-    return Source(path, file.repo.split("/")[-1], Path(file.file), lambda other: hub_file(sibling(file, other)))
+
+    def beside(other: str) -> Path:
+        return hub_file(sibling(file, other), progress=progress)
+
+    return Source(path, file.repo.split("/")[-1], Path(file.file), beside)
+
+
+def locate_here(name: str) -> Source | None:
+    """What `locate` finds, if it is on this machine: asks no network, and converts nothing."""
+    if name in KNOWN:
+        path = here(KNOWN[name].transformer)
+        return Source(path, name, path, lambda _: None, name, _tokenizer_here) if path else None
+    if not name.startswith("hf://"):
+        return replace(locate(name), known_tokenizer=_tokenizer_here)
+    file = parse_hub_name(name)
+    found = [file, replace(file, file=INDEX)] if file.file == WEIGHTS else [file]
+    for one in found:
+        path = here(one)
+        if path and _is_whole(path):
+            beside = partial(_sibling_here, one)
+            return Source(path, file.repo.split("/")[-1], Path(one.file), beside, None, _tokenizer_here)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(files_of(path))
+    except InputError:
+        return False  # A shard has not come yet.
+
+
+def _sibling_here(file: HubFile, name: str) -> Path | None:
+    return here(sibling(file, name))
+
+
+def _tokenizer_here(name: str) -> Path:
+    path = here(KNOWN[name].tokenizer)
+    if path is None:
+        raise InputError(f"the tokenizer of {name} is not on this machine: actvar fetch {name}")
+    return path
+
+
+def config_of(source: Source) -> ModelConfig | None:
+    """The configuration of the model in a file, its tokenizer fetched if that is not on this machine.
+
+    ``None`` where the file holds no transformer.
+    """
+    checkpoint = read_checkpoint(source.path)
+    return None if checkpoint.transformer is None else _describe(source, checkpoint)[0]
 
 
 def _file_in(folder: Path) -> Path:
@@ -151,7 +202,8 @@ def _referenced_tokenizer(source: Source, config: ModelConfig) -> dict[str, Tens
     reference = config.tokenizer_reference
     if reference is None:
         raise InputError(f"{source.path} names no tokenizer")
-    path = fetch_tokenizer(reference.name) if reference.name in KNOWN else source.beside(Path(reference.name).name)
+    known, file = reference.name in KNOWN, Path(reference.name).name
+    path = source.known_tokenizer(reference.name) if known else source.beside(file)
     if path is None:
         raise InputError(f"the tokenizer of {source.path} is missing: expected {reference.name!r} beside it")
     digest = published_digest(path)
@@ -176,7 +228,7 @@ def _guessed_tokenizer(
             f"{source.path} is not of the published tokenizer, and has none of its own: "
             f"put the tokenizer beside it as {TOKENIZER!r}"
         )
-    path = path or fetch_tokenizer(source.zoo_name or published)
+    path = path or source.known_tokenizer(source.zoo_name or published)
     file, digest = KNOWN[published].tokenizer, published_digest(path)
     known = isinstance(file, HubFile) and file.sha256 == digest
     return _tokenizer_tensors(path), TokenizerReference(name=published, sha256=digest) if known else None

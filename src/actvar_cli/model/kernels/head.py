@@ -18,12 +18,25 @@ if TYPE_CHECKING:
 @contextmanager
 def tf32() -> Iterator[None]:
     """Inside, a GPU multiplies float32 in TF32: ten bits of each number, at a multiple of the speed."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    name, wanted = _switch()
+    before = getattr(torch.backends.cuda.matmul, name)
+    setattr(torch.backends.cuda.matmul, name, wanted)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(torch.backends.cuda.matmul, name, before)
+
+
+def _switch() -> tuple[str, object]:
+    """The setting for that, and its value: the older one, but where the program has used the newer one.
+
+    Whoever has set the one cannot read the other.
+    """
+    try:
+        torch.backends.cuda.matmul.allow_tf32  # noqa: B018
+    except RuntimeError:
+        return "fp32_precision", "tf32"
+    return "allow_tf32", True
 
 
 def logits(
