@@ -15,6 +15,10 @@ class InputError(ActvarError):
     exit_code = 2
 
 
+class NotHereError(InputError):
+    """What is wanted is not on this machine, and may not be fetched now."""
+
+
 class GateError(ActvarError):
     """A quality or cost gate was not met (exit code 3)."""
 

@@ -109,3 +109,11 @@ def test_the_path_goes_through_a_pipe(models: Path, tmp_path: Path) -> None:
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["budget"] == 0.8
+
+
+def test_options_of_a_conversion(actvar: Actvar, models: Path) -> None:
+    chosen = ("--method", "contiguous", "--router", "static", "--seed", "3")
+    assert actvar("convert", models / "dense.safetensors", *SMALL, *chosen, "-o", "m.safetensors", "-q").code == 0
+    experts = read_config("m.safetensors").experts
+    assert experts is not None and (experts.method, experts.router) == ("contiguous", "static")
+    assert read_lineage("m.safetensors")["steps"][0]["seed"] == 3

@@ -115,3 +115,13 @@ def test_a_training_is_not_lost_where_it_cannot_be_saved(
     done = actvar("distill", recipe)
     assert done.code == 0
     assert not [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name]
+
+
+def test_options_of_a_distillation(actvar: Actvar, recipe: Path, tmp_path: Path) -> None:
+    chosen = ("distill", recipe, "-o", "s.safetensors", "--set", "steps.distill.budget=0.8", "--json")
+    assert actvar(*chosen).json["path"] == "s.safetensors"
+    assert not (tmp_path / "lesson.safetensors").exists()
+    assert read_config("s.safetensors").default_budget == 0.8
+    before = (tmp_path / "s.safetensors").read_bytes()
+    assert actvar(*chosen, "--force", "--set", "steps.distill.seed=5").code == 0
+    assert (tmp_path / "s.safetensors").read_bytes() != before

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from actvar_cli.cli.profile import _compared
 from actvar_cli.model import products
 from tests.cli.conftest import Actvar
 
@@ -82,5 +83,12 @@ def test_where_the_time_goes(actvar: Actvar, models: Path) -> None:
     assert {"attention", "ffn", "router", "head", "rest", "tokenizer"} <= set(by_part)
     # A dense model has no router: there is nothing to compare it with.
     assert len(by_part["attention"]) == 7 and len(by_part["router"]) == 3
+    found = actvar("profile", models / "compressed.safetensors", *FEW, "--measure", "--json").json
+    (dense_ffn, ffn), (dense_work, work) = (
+        [found[mode][what] for mode in ("dense", "compressed")] for what in ("times", "parts")
+    )
+    ratio = dense_ffn["parts"]["ffn"] / ffn["parts"]["ffn"]
+    shown = _compared("ffn", [dense_ffn["parts"]["ffn"], ffn["parts"]["ffn"]], [dense_work["ffn"], work["ffn"]])
+    assert shown[3:] == (f"{ratio:.2f}", f"{ratio * work['ffn'] / dense_work['ffn']:.2f}")
     dense = actvar("profile", models / "dense.safetensors", *FEW, "--measure", "--json").json
     assert dense["dense"]["times"]["parts"]["ffn"] > 0

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from actvar_cli.model.config import ModelConfig, TokenizerConfig, TransformerConfig
+from actvar_cli.model.var import VAR
 from actvar_cli.recipe import work
-from actvar_cli.weights import load
+from actvar_cli.weights import fetch, load
 from tests.cli.conftest import Actvar
 
 
@@ -72,11 +74,19 @@ def test_a_dry_run_on_a_model_that_is_not_here(actvar: Actvar, tmp_path: Path) -
 
 
 def test_a_dry_run_fetches_no_tokenizer(actvar: Actvar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"pos_1LC": torch.zeros(1, 680, 1024), "head.weight": torch.zeros(4096, 1)}, tmp_path / "var_d16.pth")
-    monkeypatch.setattr(load, "fetch_tokenizer", lambda *_: pytest.fail("asked for"))
-    (tmp_path / "r.yaml").write_text("version: 1\nsteps:\n  - {step: convert, model: ./var_d16.pth}\n")
+    small = TransformerConfig(depth=1, embed_dim=64, num_heads=1, num_classes=3)
+    config = ModelConfig(name="small", tokenizer=TokenizerConfig(), transformer=small)
+    torch.save(VAR(config).state_dict(), tmp_path / "var_d1.pth")
+    monkeypatch.setattr(fetch, "hub_file", lambda *_, **__: pytest.fail("asked for"))
+    monkeypatch.setattr(fetch, "here", lambda _: None)
+    monkeypatch.setattr(load, "here", lambda _: None)
+    (tmp_path / "r.yaml").write_text("version: 1\nsteps:\n  - {step: convert, model: ./var_d1.pth}\n")
     done = actvar("run", "r.yaml", "--dry-run", "--json")
     assert (done.code, done.json["steps"][0]["seconds"]) == (0, None)
+    # What is wrong with a file that is here is said.
+    (tmp_path / "var_d1.pth").write_text("text")
+    done = actvar("run", "r.yaml", "--dry-run")
+    assert done.code == 2 and "var_d1.pth is not a checkpoint" in done.err
 
 
 def test_a_gate_that_is_not_met(actvar: Actvar, recipe: Path) -> None:

@@ -57,6 +57,8 @@ def test_seeds_batches_and_options_change_what_they_should(actvar: Actvar, model
     assert np.array_equal(first, images("--seed", "0"))
     assert not np.array_equal(first, images("--seed", "1"))
     assert not np.array_equal(first, images("--top-k", "1"))
+    assert not np.array_equal(first, images("--top-p", "0.5"))
+    assert not np.array_equal(first, images("--cfg", "4"))
     assert not np.array_equal(first, images("--more-smooth"))
     # The first batch is the same, the others have seeds of their own.
     small = images("--batch", "2")
@@ -94,3 +96,13 @@ def test_wrong_input(actvar: Actvar, models: Path, tmp_path: Path, arguments: li
     done = actvar("sample", models / "dense.safetensors", *arguments)
     assert (done.code, done.out, done.err) == (2, "", f"error: {message}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_that_of_the_pictures(actvar: Actvar, models: Path) -> None:
+    made = []
+    for budget in ("0.7", "0.8", "1"):
+        sampled = ("sample", models / "compressed.safetensors", "-n", "2", "--budget", budget)
+        assert actvar(*sampled, "-o", f"{budget}.npz", "-q").code == 0
+        with np.load(f"{budget}.npz") as arrays:
+            made.append(arrays["arr_0"])
+    assert not np.array_equal(made[0], made[1]) and not np.array_equal(made[1], made[2])

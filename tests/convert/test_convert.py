@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from actvar_cli.convert import convert as module
 from actvar_cli.convert.calibration import measured_cost
 from actvar_cli.convert.convert import Converted, convert, router_dim
 from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
-from actvar_cli.errors import InputError
+from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import RouterKind
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.router import Router
@@ -120,3 +121,9 @@ def test_every_kind_of_router_leaves_the_function_as_it_was(router: RouterKind) 
     made = convert(tiny_model(), ConvertSettings(experts=4, images=16, router=router))
     assert made.max_logit_difference < 1e-4
     assert bool(made.model.budgets()) == (router != "none")
+
+
+def test_a_function_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    with pytest.raises(ActvarError, match=r"with all experts on, a logit differs by .*, more than -1"):
+        convert(tiny_model(), ConvertSettings(experts=4, images=8))

@@ -92,3 +92,9 @@ def test_by_coactivation_neurons_that_fire_together_are_together() -> None:
         net.fc1.bias.zero_()
     permutation = group_neurons(net, record(h), 4, "coactivation", torch.Generator().manual_seed(0))
     assert all(len(kinds[part].unique()) == 1 for part in permutation.split(16))
+
+
+@pytest.mark.parametrize("method", ["kmeans", "random"])
+def test_a_grouping_is_not_the_order_that_was_there(method: Method) -> None:
+    seen, generator = record(torch.randn(40, 16)), torch.Generator().manual_seed(0)
+    assert not torch.equal(group_neurons(ffn(), seen, 4, method, generator), torch.arange(64))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from actvar_cli.convert.calibration import measured_cost
 from actvar_cli.convert.convert import convert
@@ -16,8 +17,8 @@ from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill import distill as module
 from actvar_cli.distill import training as training_module
 from actvar_cli.distill.distill import Distilled, distill
-from actvar_cli.distill.losses import kl_divergence
-from actvar_cli.distill.settings import DistillSettings, ExpertsStage, Stages, TokensStage
+from actvar_cli.distill.losses import cost_excess, kl_divergence
+from actvar_cli.distill.settings import DistillSettings, ExpertsStage, LossWeights, Stages, TokensStage
 from actvar_cli.distill.training import Sequences, budget_weight, turns
 from actvar_cli.errors import InputError
 from actvar_cli.model.config import GateKind, GuidanceConfig, ReconstructionKind
@@ -199,10 +200,10 @@ def test_without_a_router_experts_alone_save_nothing() -> None:
         distill(teacher_model(), student, few.model_copy(update={"stages": none}))
 
 
-def test_gates_of_another_kind_are_refused_before_the_training(distilled: Distilled) -> None:
+def test_gates_of_another_shape_are_refused_before_the_training(distilled: Distilled) -> None:
     few = settings()
-    other = few.stages.model_copy(update={"tokens": few.stages.tokens.model_copy(update={"gate": "static"})})
-    with pytest.raises(InputError, match=r"token gates of another 'kind' than stages\.tokens would make"):
+    other = few.stages.model_copy(update={"tokens": few.stages.tokens.model_copy(update={"rank": 2})})
+    with pytest.raises(InputError, match=r"token gates of another shape than stages\.tokens asks for"):
         distill(teacher_model(), distilled.model, few.model_copy(update={"stages": other}))
 
 
@@ -222,3 +223,33 @@ def test_own_sequences_are_drawn_as_the_student_is_taught(monkeypatch: pytest.Mo
         sequences.renew(seed)
     assert drawn == [(4.0, 5), (4.0, 6)]
     assert [len(part) for part in sequences.batch(0)] == [3, 1]
+
+
+def test_routers_and_what_stands_in_learn_too(converted: ActVAR, distilled: Distilled) -> None:
+    unlearned = distill(teacher_model(), converted, settings().model_copy(update={"lr": 1e-12})).model
+    before, after = unlearned.transformer.state_dict(), distilled.model.transformer.state_dict()
+    for part in (".router.", "reconstruction.", ".ffn."):
+        assert any(not torch.allclose(before[k], after[k], atol=1e-5) for k in after if part in k and k in before), part
+
+
+def test_the_loss_is_what_is_said(converted: ActVAR, monkeypatch: pytest.MonkeyPatch) -> None:
+    learns: list[tuple[bool, bool]] = []
+
+    def watch(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+        learns.append((logits.requires_grad, target.requires_grad))
+        return kl_divergence(logits, target, weights)
+
+    monkeypatch.setattr(module, "kl_divergence", watch)
+    weights = LossWeights(hidden=0.25, cost=7.0)
+    history = distill(teacher_model(), converted, settings(4).model_copy(update={"weights": weights})).history
+    for entry in history:
+        excess = float(cost_excess(torch.tensor(entry["cost"]), entry["budget"]))
+        assert entry["loss"] == pytest.approx(entry["kl"] + 0.25 * entry["hidden"] + 7.0 * excess, rel=1e-4)
+        assert min(entry["kl"], entry["hidden"]) > 0
+    # The teacher against the student, and not the other way round.
+    assert (True, False) in learns and (False, True) not in learns
+
+
+def test_experts_stop_at_a_higher_cost_where_gates_are_to_come(distilled: Distilled) -> None:
+    budgets = {entry["stage"]: entry["budget"] for entry in distilled.history}
+    assert budgets["tokens"] == 0.7 < budgets["experts"] < 1

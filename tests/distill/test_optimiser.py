@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actvar_cli.distill.optimiser import SIZE, Optimiser, orthogonal
+from actvar_cli.distill.optimiser import SIZE, Optimiser, learning_rate, orthogonal
 
 MATRIX, OTHER = "blocks.0.ffn.fc1.weight", "blocks.0.router.fc1.weight"
 
@@ -71,3 +71,16 @@ def test_a_step_that_explodes_is_left_out() -> None:
     norm = taker.step(total(parameters) * torch.inf, 0)
     assert not norm.isfinite()
     assert all(torch.equal(p.detach(), torch.ones(2, 3)) for p in parameters.values())
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
+    rates = [learning_rate(step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == 1 and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
+    parameters = ones(OTHER)
+    taken = optimiser(parameters, steps=100, kind="adamw")
+    for step in (9, 99):
+        before = parameters[OTHER].detach().clone()
+        taken.step(total(parameters), step)
+        moved = float((parameters[OTHER] - before).abs().max())
+        assert moved == pytest.approx(0.1 * learning_rate(step, 100), rel=0.5)

@@ -13,6 +13,7 @@ from actvar_cli.convert.recording import draw_samples
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.losses import hidden_error, scale_weights
 from actvar_cli.distill.refit import Part, refit, solve
+from actvar_cli.model.block import TeacherForced
 from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 from tests.distill.conftest import teacher_model
@@ -106,25 +107,20 @@ def test_the_errors_told_are_those_of_the_refitted_student_with_tokens_left_out(
     torch.testing.assert_close(torch.tensor(told), torch.tensor(found), rtol=1e-3, atol=1e-6)
 
 
+@torch.no_grad()
 def test_every_threshold_has_its_share_of_both_kinds_of_rows() -> None:
     teacher = teacher_model()
     student = convert(teacher, ConvertSettings(experts=4, images=16)).model
-    seen: dict[float, list[tuple[int, ...]]] = {}
-    forced = student.transformer.teacher_forced
+    # How the sequence of a row without a class begins.
+    begins = teacher.transformer.embed(torch.tensor([3]), torch.zeros(1, 13, 8))[0][0, 0]
+    seen: list[tuple[float | None, int, int]] = []
 
-    def watch(threshold: float, **more: Any) -> Any:
-        context = forced(threshold, **more)
-        if "pick" in more:
-            seen.setdefault(threshold, []).append((len(more["pick"]) // 14,))
-        return context
+    def watch(block: Any, inputs: tuple[Tensor, Tensor, TeacherForced], out: Tensor) -> None:
+        x, _, context = inputs
+        seen.append((context.dial, len(x), int((x[:, 0] == begins).all(-1).sum())))
 
-    student.transformer.teacher_forced = watch  # type: ignore[method-assign, assignment]
-    refit(
-        teacher,
-        student,
-        draw_samples(teacher, 6, seed=1, progress=Progress()),
-        thresholds=[0.0, -1.0, -2.0],
-        progress=Progress(),
-    )
-    # 12 rows would fit into one go.
-    assert seen == {threshold: [(4,)] * 2 for threshold in (0.0, -1.0, -2.0)}
+    student.transformer.stack[0].register_forward_hook(watch)
+    samples = draw_samples(teacher, 6, seed=1, progress=Progress())
+    refit(teacher, student, samples, thresholds=[0.0, -1.0, -2.0], progress=Progress())
+    # All 12 rows would fit into one go.
+    assert seen == [(threshold, 4, 2) for threshold in (0.0, -1.0, -2.0)]

@@ -177,3 +177,9 @@ def test_a_grid_gate_that_leaves_out_nothing_is_taken_out() -> None:
     fewer = drop_idle_gates(student, samples, threshold=0.0)
     assert fewer.config.token_gate is not None
     assert fewer.config.token_gate.blocks == (1,)
+
+
+@pytest.mark.parametrize(("scales", "gated"), [(1, (2,)), (2, (1, 2)), (5, (1, 2))])
+def test_gates_are_on_the_last_scales_and_never_on_the_first(scales: int, gated: tuple[int, ...]) -> None:
+    made = add_token_gates(tiny_model(experts=True), TokensStage(scales=scales)).config.token_gate
+    assert made is not None and made.scales == gated

@@ -132,3 +132,23 @@ def test_pairs_of_other_models_have_numbered_classes() -> None:
         ("class 0", (3, 1, 6, 6), None),
         ("class 1", (3, 1, 6, 6), None),
     ]
+
+
+def test_pairs_show_each_model_s_own_pictures() -> None:
+    teacher, student = tiny_model(seed=1), tiny_model()
+    row = sample_pairs(student, teacher, classes=1, per_class=2)[0]
+    assert torch.equal(row.teacher, to_uint8(teacher.sample([0, 0], seed=0).images))
+    assert torch.equal(row.student, to_uint8(student.sample([0, 0], seed=0).images))
+    with pytest.raises(InputError, match="tiny and var-fashion cannot be compared"):
+        sample_pairs(tiny_model(), tiny_fashion())
+
+
+def test_settings_of_sampling_reach_it() -> None:
+    def found(**how: float) -> tuple[float, float]:
+        made = evaluate(tiny_model(), tiny_model(seed=1), count=6, batch=3, **how)  # type: ignore[arg-type]
+        return made.agreement.kl, made.agreement.pixel_difference
+
+    usual = found()
+    assert found(cfg=4.0)[0] != usual[0]
+    # What is drawn from the logits is another matter than the logits.
+    assert found(top_k=1)[1] != usual[1] and found(top_p=0.5)[1] != usual[1]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.sampling import ActVAR, balanced_labels
 from actvar_cli.profile import profile as module
 from actvar_cli.profile.profile import Profile, parameters, profile
+from actvar_cli.profile.timing import Measured
 from tests.tiny import tiny_model
 
 
@@ -126,3 +129,18 @@ def test_global_random_numbers_are_left_alone() -> None:
     state = torch.get_rng_state()
     profile(model, batch=2, repeats=1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_median_counts_and_no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(ways: Any, **_: Any) -> Any:
+        for way in ways.values():
+            for _ in range(3 + 3):  # As on a GPU, where there are three to warm up.
+                way(0)
+        return {name: Measured([2.0, 4.0, 12.0]) for name in ways}
+
+    seen: list[int] = []
+    monkeypatch.setattr(module, "in_turn", fake)
+    monkeypatch.setattr(module, "times", lambda clocks, images: seen.append(len(clocks)))
+    p = profile(tiny_model(), batch=2, repeats=3, measure=True)
+    assert p.dense.seconds_per_image == 2.0
+    assert seen == [3]

@@ -56,6 +56,8 @@ def test_everything_is_in_it(data: ReportData) -> None:
     assert data.profile.cost is not None
     assert f"{100 * data.profile.cost:.1f} % of the dense one&#x27;s FLOPs" in html
     assert "Fréchet distance (var-fashion classifier, 128-d)" in html
+    for row in ("FLOPs per image", "time per image", "efficiency"):
+        assert re.search(f"<td>[^<]*{row}", html), row
     assert "actvar run var-fashion --seed 0" in html
     assert html.count("data:image/png") == 30
     assert html.count("data:image/svg+xml") == 5

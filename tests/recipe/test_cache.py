@@ -10,6 +10,7 @@ import pytest
 from filelock import Timeout
 
 from actvar_cli.errors import ActvarError, InputError
+from actvar_cli.recipe import cache
 from actvar_cli.recipe.cache import RunFolder, key_of
 
 
@@ -61,7 +62,7 @@ def test_recipe_and_record_belong_together(tmp_path: Path) -> None:
     with folder.begin():
         assert not (folder.path / "recipe.yaml").exists()
         assert folder.published() == set()
-        folder.record("version: 1\n", {"files": ["model.safetensors"]})
+        folder.record("version: 1\n", {"files": ["model.safetensors", "../of-others.txt", "/of-others.txt"]})
     assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
     assert folder.published() == {"model.safetensors"}
 
@@ -135,3 +136,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_a_time_out_within_a_run_is_not_taken_for_a_second_run(tmp_path: Path) -> None:
     with pytest.raises(Timeout), RunFolder(tmp_path / "run").begin():
         raise Timeout("a lock of the Hub's cache")
+
+
+def test_what_other_code_made_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of("distill", {}, {}, "cpu")
+    monkeypatch.setattr(cache, "code_digest", lambda verb: f"another {verb}")
+    assert key_of("distill", {}, {}, "cpu") != before
+    monkeypatch.undo()
+    assert cache.code_digest("convert") != cache.code_digest("distill")

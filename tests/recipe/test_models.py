@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from actvar_cli.progress import Progress
-from actvar_cli.recipe.models import digest_of, named
+from actvar_cli.recipe.models import about, digest_of, named
 from actvar_cli.weights import zoo
 from actvar_cli.weights.artefact import save
 from actvar_cli.weights.files import file_digest
@@ -64,3 +64,12 @@ def test_a_superseded_file_is_pointed_out(plain: Path, monkeypatch: pytest.Monke
     digest_of(str(plain), said)
     what = f"an old var_d16.pth (sha256 {digest[:8]}…) that its authors replaced in April 2024"
     assert said.lines == [f"warning: {plain} is {what}: `actvar fetch` brings the present one"]
+
+
+def test_what_was_made_from_a_known_model_names_it(tmp_path: Path) -> None:
+    lineage = {"steps": [{"step": "convert", "source": "var-d16"}, {"step": "distill", "teacher": "var-d16"}]}
+    path = save(tmp_path / "m.safetensors", tiny_model(experts=True), lineage)
+    card = about(named(str(path), device="cpu", progress=Progress()), [])
+    assert (card.base_model, card.license) == ("FoundationVision/var", "mit")
+    unknown = save(tmp_path / "n.safetensors", tiny_model(), {"steps": []})
+    assert about(named(str(unknown), device="cpu", progress=Progress()), []).base_model is None

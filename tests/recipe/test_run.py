@@ -311,6 +311,26 @@ def test_what_an_earlier_recipe_left_at_the_top_is_gone(models: Path, tmp_path: 
     }
 
 
+def test_stopped_after_the_model_there_is_one_model(models: Path, tmp_path: Path) -> None:
+    text = CHEAP + "  - {step: report, count: 1}\n"
+    prepare(models, tmp_path, text).execute()
+    text = text.replace("{step: report, count: 1}", "{step: sample, name: last, count: 1}")
+    other = prepare(models, tmp_path, text, "steps.export.shard_size=60KB", stop_at="sampling")
+    with pytest.raises(KeyboardInterrupt):
+        other.execute()
+    assert not (other.path / "model.safetensors").exists()
+    assert (other.path / "model.safetensors.index.json").exists()
+
+
+def test_a_forced_run_that_was_stopped_goes_on_as_one(models: Path, tmp_path: Path) -> None:
+    prepare(models, tmp_path, CHEAP).execute()
+    with pytest.raises(KeyboardInterrupt):
+        prepare(models, tmp_path, CHEAP, stop_at="measuring time", force=True).execute()
+    run = prepare(models, tmp_path, CHEAP)
+    run.execute()
+    assert cached(run) == ["look"]
+
+
 def test_recipe_and_model_belong_together_where_a_run_is_stopped(models: Path, tmp_path: Path) -> None:
     run = prepare(models, tmp_path, CHEAP)
     run.execute()
@@ -319,3 +339,20 @@ def test_recipe_and_model_belong_together_where_a_run_is_stopped(models: Path, t
         prepare(models, tmp_path, CHEAP + "# other\n", stop_at="sampling", force=True).execute()
     assert (run.path / "recipe.yaml").read_text() == before
     assert json.loads((run.path / "run.json").read_text())["finished"]
+
+
+def test_another_seed_is_another_run(models: Path, tmp_path: Path) -> None:
+    first = prepare(models, tmp_path, CHEAP)
+    before = first.execute()
+    picture = (first.path / "look.png").read_bytes()
+    assert all(planned.outcome is None for planned in prepare(models, tmp_path, CHEAP, "seed=1").plan())
+    # A step's own comes before the recipe's.
+    own = prepare(models, tmp_path, CHEAP, "steps.look.seed=1")
+    record = own.execute()
+    assert [step["seed"] for step in record["steps"]] == [1, 0, 0]
+    assert [step["key"] == old["key"] for step, old in zip(record["steps"], before["steps"], strict=True)] == [
+        False,
+        True,
+        True,
+    ]
+    assert (own.path / "look.png").read_bytes() != picture

@@ -8,8 +8,11 @@ import pytest
 
 from actvar_cli.errors import GateError
 from actvar_cli.evaluate.evaluate import Agreement, Evaluation, Quality
+from actvar_cli.profile.profile import profile
+from actvar_cli.profile.units import duration, quantity
 from actvar_cli.recipe.steps import Gates
 from actvar_cli.recipe.summary import check_gates, measured, metrics, table
+from tests.tiny import tiny_model
 
 
 def quality(**values: Any) -> Quality:
@@ -113,3 +116,23 @@ def test_gates() -> None:
 def test_a_gate_on_what_was_not_measured_is_not_met() -> None:
     with pytest.raises(GateError, match="the distance ratio was not measured"):
         check_gates(evaluation(distance=None), Gates(max_distance_ratio=2.0))
+
+
+def test_the_table_and_the_card_of_a_profile() -> None:
+    model = tiny_model(experts=True)
+    model.threshold = 0.0
+    found = profile(model, batch=2, repeats=1)
+    dense, compressed = found.dense, found.compressed
+    assert compressed is not None and found.cost and found.image_cost and found.speedup
+    assert table(found, None) == [
+        ("cost, transformer", "100.0 %", f"{100 * found.cost:.1f} %"),
+        ("cost, whole image", "100.0 %", f"{100 * found.image_cost:.1f} %"),
+        ("FLOPs per image, transformer", quantity(dense.transformer_flops), quantity(compressed.transformer_flops)),
+        ("time per image", duration(dense.seconds_per_image), duration(compressed.seconds_per_image)),
+        ("speed-up, measured", "1.00", f"{found.speedup:.2f}"),
+    ]
+    assert [(m.kind, m.value) for m in metrics(found, None)] == [
+        ("cost", found.cost),
+        ("cost", found.image_cost),
+        ("speedup", found.speedup),
+    ]

@@ -21,7 +21,7 @@ from actvar_cli.errors import InputError, did_you_mean
 
 COMMANDS = {
     "ls": "List the known models, or the shipped recipes",
-    "fetch": "Bring a known model to this machine",
+    "fetch": "Bring a model to this machine",
     "convert": "Split a model's FFNs into experts with routers",
     "distill": "Teach routers, experts and token gates, as a recipe says",
     "profile": "Count FLOPs and measure time, dense and compressed",

@@ -42,9 +42,10 @@ def export(
 ) -> None:
     """Write a model as a folder to hand on: weights, tokenizer, configuration, model card.
 
-    From a run's folder, the recipe and the record of the run go with it, and what the run measured is in the card. With
-    --format var: the transformer alone, in the published layout and with every neuron back in its place, to be loaded
-    by the original code; a tokenizer that is not the published one is written beside it.
+    From a run's folder, the recipe and the record of the run go with it, unless a later run was stopped before it had
+    made another model, and what the run measured is in the card. With --format var: the transformer alone, in the
+    published layout and with every neuron back in its place, to be loaded by the original code; a tokenizer that is not
+    the published one is written beside it.
     """
     given = {} if shard_size is None else {"shard_size": shard_size}
     settings = checked(S, {"format": format, "dtype": dtype, **given}, {})
@@ -177,7 +178,7 @@ def _of_run(folder: Path, digest: str) -> tuple[dict[str, str], list[Any]]:
     digests = set(digest.split("+"))
     made = [output for step in record.get("steps", ()) for output in step.get("outputs", {}).values()]
     if not record.get("finished", True) and digests.isdisjoint(made):
-        # Of a run that was stopped: the model is an earlier run's, of another recipe.
+        # Of a run that was stopped: the model is an earlier one's.
         files = {}
     return files, measured(record, digests)
 

@@ -8,6 +8,7 @@ import typer
 
 from actvar_cli.cli.options import Json, Quiet
 from actvar_cli.cli.out import Out, table
+from actvar_cli.errors import InputError
 
 if TYPE_CHECKING:
     from actvar_cli.weights.fetch import Planned
@@ -38,7 +39,10 @@ def fetch(
         from actvar_cli.weights.load import config_of, locate
 
         # Its tokenizer comes with it, wherever that is: in the repository, or a known model's.
-        config_of(locate(name, progress=out.progress))
+        try:
+            config_of(locate(name, progress=out.progress))
+        except InputError as error:
+            out.hint(f"fetched, but no model that can be loaded: {error}")
     out.result({"name": name, "bytes": path.stat().st_size}, str(path), path=path)
 
 

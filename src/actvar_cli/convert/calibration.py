@@ -44,7 +44,7 @@ def measured_cost(model: ActVAR, threshold: float, *, images: int, seed: int, pa
     labels = balanced_labels(images, model.config.transformer.num_classes)
     with model.at(Setting(threshold, paired_scales)), returning_memory(model):
         for i, part in enumerate(labels.split(sampling_batch(model))):
-            model.sample_tokens(part, seed=seed + i, settings=model.usual, counter=counter)
+            model.sample_tokens(part, seed=seed + i, counter=counter)
     return counter.cost
 
 

@@ -35,7 +35,7 @@ from actvar_cli.distill.token_stage import (
     add_token_gates,
     drop_idle_gates,
     fit_token_gates,
-    other_gates,
+    unfit_gates,
     weigh_gates,
 )
 from actvar_cli.distill.training import (
@@ -101,10 +101,10 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
             f"the student {student.config.name} has a delta for {learned} budgets: "
             "distil it with learns: delta and as many budgets, or convert the original again"
         )
-    if other := other_gates(student, settings.stages.tokens):
+    if unfit_gates(student, settings.stages.tokens):
         raise InputError(
-            f"the student {student.config.name} has token gates of another {other!r} than stages.tokens would make: "
-            "distil it with the same, or convert the original again"
+            f"the student {student.config.name} has token gates of another shape than stages.tokens asks for: "
+            "distil it with the same gate, rank and kv_rank, or convert the original again"
         )
     # Without a router, experts alone save nothing; with token gates there will be budgets.
     if not student.config.dials and student.config.experts.router != "none":
@@ -290,9 +290,13 @@ def distill(
     most, least, budgets = cost.most(), cost.least_by_experts(), settings.budgets
     if max(budgets) >= most:
         raise InputError(f"a budget of {max(budgets):g} saves nothing: with all experts on, the cost is {most:.3f}")
-    if min(budgets) <= least and not (stages.tokens.steps or student.config.token_gate):
+    whole = whole_budgets(cost, budgets)
+    # Where nothing will be left out, it is no matter what leaving out would do.
+    saving = [budget for budget in budgets if budget not in whole]
+    lowest = min(saving, default=math.inf)
+    if lowest <= least and not (stages.tokens.steps or student.config.token_gate):
         raise InputError(
-            f"a budget of {min(budgets):g} cannot be met by experts alone: they come to {least:.3f} at the least; "
+            f"a budget of {lowest:g} cannot be met by experts alone: they come to {least:.3f} at the least; "
             "add token gates (stages.tokens.steps)"
         )
     learned = student.config.guidance
@@ -354,10 +358,7 @@ def distill(
             )
             few = samples[torch.arange(min(WEIGHED, len(samples)))]
             target = taught(teacher, few, guidance_of(student))
-            # Where nothing will be left out, it is no matter what leaving out would do.
-            whole = whole_budgets(cost, budgets)
-            weighed = [budget for budget in budgets if budget not in whole] or budgets
-            weigh_gates(student, partial(trials, student, few, target, weighed))
+            weigh_gates(student, partial(trials, student, few, target, saving or budgets))
             # At the lowest budget gates skip most: what is idle there is idle everywhere.
             student = drop_idle_gates(student, samples, threshold_for(student, samples, min(budgets)))
             aims = aimed(budgets)

@@ -20,7 +20,7 @@ from actvar_cli.model.block import Record
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
 from actvar_cli.model.places import InPlace
-from actvar_cli.model.rebuild import rebuilt
+from actvar_cli.model.rebuild import misfits, rebuilt
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.token_gate import GridGate, Reconstruction, StaticGate, TokenGate, grid_step
 from actvar_cli.progress import Progress
@@ -43,12 +43,12 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
     return _with_gates(student, _gates(student, stage, blocks))
 
 
-def other_gates(student: ActVAR, stage: TokensStage) -> str | None:
-    """What of the gates that ``student`` has already is not as ``stage`` makes them, if anything."""
+def unfit_gates(student: ActVAR, stage: TokensStage) -> bool:
+    """Whether ``student`` has gates or reconstructions already that have no place among those of ``stage``."""
     if not student.config.token_gate or not stage.steps:
-        return None
-    has, made = student.config.token_gate.model_dump(), _gates(student, stage, None).model_dump()
-    return next((name for name in made if name not in ("blocks", "scales") and made[name] != has[name]), None)
+        return False
+    config = student.config.model_copy(update={"token_gate": _gates(student, stage, None)})
+    return bool(misfits(student, config))
 
 
 def _gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None) -> TokenGateConfig:

@@ -125,7 +125,12 @@ class Sequences:
         student, count = self.student, OWN_BATCHES * self.size
         with student.at(Setting(self.thresholds[seed % len(self.thresholds)])):
             self.drawn = draw_samples(
-                student, count, seed=seed, progress=Progress(), settings=student.usual, first=seed
+                student,
+                count,
+                seed=seed,
+                progress=Progress(),
+                settings=student.usual,
+                first=seed // len(self.thresholds),
             )
 
     def batch(self, seed: int) -> list[TeacherSamples]:

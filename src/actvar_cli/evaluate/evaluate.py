@@ -57,9 +57,9 @@ class Agreement(Frozen):
     kl_by_scale: list[float]
     token_match: float
     token_match_by_scale: list[float]
-    patch_nums: tuple[int, ...]
     sampled_token_match: float
     pixel_difference: float
+    patch_nums: tuple[int, ...] = ()
 
 
 class Evaluation(Frozen):

@@ -3,8 +3,8 @@
     W(threshold) = W + s(threshold) * delta
 
 What low budgets need of the weights, budgets at which little is left out do not. One ``delta`` of every weight of the
-blocks serves all, and each weight has a share of it at each threshold that was trained for. The sum is made when a
-threshold is first used, and costs no product.
+blocks serves all, and each weight has a share of it at each threshold that was trained for. The sum is made when
+another threshold is used than before, and costs no product.
 
 Source: weights that differ by a scaled delta, arXiv 2212.04089; that the shares are learned with it is ours.
 """

@@ -70,7 +70,7 @@ def render(data: ReportData) -> str:
         _headline(number, data),
         _pictures(number, data),
         _work(number, data.profile),
-        _quality(number, data.evaluation, data.profile),
+        _quality(number, data.evaluation),
         _distillation(number, data.history),
         _making(data),
     ]
@@ -227,7 +227,7 @@ def _part_row(what: str, parameters: int, flops: Sequence[float]) -> tuple[str, 
     return (what, quantity(parameters), *map(quantity, flops), *ratio)
 
 
-def _quality(number: Numbering, e: Evaluation | None, p: Profile | None) -> str:
+def _quality(number: Numbering, e: Evaluation | None) -> str:
     if e is None:
         return ""
     a = e.agreement
@@ -241,7 +241,9 @@ def _quality(number: Numbering, e: Evaluation | None, p: Profile | None) -> str:
                 svg_image(svg, "accuracy by class"), "Class accuracy, as the feature network's classifier sees it."
             )
         )
-    svg = plots.agreement_by_scale(a.patch_nums, a.kl_by_scale, a.token_match_by_scale)
+    # An older evaluation does not say.
+    scales = a.patch_nums or range(1, len(a.kl_by_scale) + 1)
+    svg = plots.agreement_by_scale(scales, a.kl_by_scale, a.token_match_by_scale)
     parts.append(
         number.figure(
             svg_image(svg, "agreement by scale"),

@@ -108,7 +108,9 @@ class RunFolder:
     def published(self) -> set[str]:
         """Files that runs have shown at the top of the folder, by its record."""
         try:
-            return set(json.loads((self.path / RECORD).read_bytes()).get("files", ()))
+            names = json.loads((self.path / RECORD).read_bytes()).get("files", ())
+            # A record that came with a folder from elsewhere names no file outside it.
+            return {name for name in names if Path(name).name == name}
         except (OSError, ValueError, AttributeError, TypeError):
             return set()
 
@@ -173,7 +175,13 @@ class RunFolder:
     def forget(self, names: Iterable[str]) -> None:
         """Remove files at the top of the folder."""
         for name in names:
-            (self.path / name).unlink(missing_ok=True)
+            if (self.path / name).is_file():
+                (self.path / name).unlink()
+
+    def forget_outcomes(self, names: Iterable[str]) -> None:
+        """Let steps be as if they had not been done; what they left stays until they are."""
+        for name in names:
+            self._state(name).unlink(missing_ok=True)
 
     def _remember(self, name: str, outcome: Outcome) -> None:
         with new_file(self._state(name), force=True) as temporary:

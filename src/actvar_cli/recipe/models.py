@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actvar_cli import __version__
-from actvar_cli.errors import ActvarError, InputError
+from actvar_cli.errors import InputError, NotHereError
 from actvar_cli.progress import Progress
 from actvar_cli.weights.zoo import KNOWN, HubFile, ZooEntry, base_of, what_is_old
 
@@ -74,7 +74,7 @@ def config_here(name: str) -> ModelConfig | None:
     source = locate_here(name)
     try:
         return config_of(source) if source else None
-    except ActvarError:
+    except NotHereError:
         return None
 
 

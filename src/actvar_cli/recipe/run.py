@@ -28,6 +28,7 @@ from actvar_cli.recipe.steps import (
     Gates,
     SampleStep,
 )
+from actvar_cli.weights.shards import own_weights
 
 if TYPE_CHECKING:
     from actvar_cli.distill.data import Pictures
@@ -91,6 +92,9 @@ class Run:
             self.digests[ref] = models.digest_of(ref.name, self.progress)
         self._check_against_models()
         with self.folder.begin():
+            if self.force:
+                # All of them now: stopped and gone on with, none is to be taken for one of this run.
+                self.folder.forget_outcomes(flow.name for flow in self.file.flow)
             return self._execute(started, began)
 
     def _execute(self, started: datetime, began: float) -> dict[str, Any]:
@@ -111,7 +115,7 @@ class Run:
             self._release(steps[number + 1 :])
             shown |= self._publish(flow)
             if number + 1 == len(steps):
-                # Of an earlier run, of another recipe: two models in one folder are one too many.
+                # Of an earlier run, of another recipe.
                 self.folder.forget(before - shown)
                 before = set()
             record = self._record(started, time.perf_counter() - began, cached, before | shown)
@@ -288,6 +292,9 @@ class Run:
         files = {file for file in outputs if flow.verb not in MAKES_MODEL or file.startswith("model.")}
         for file in files:
             self.folder.publish(flow.name, file)
+        if flow in leave_model:
+            # Of an earlier run, which left the model in other files: two models in one folder are one too many.
+            self.folder.forget(own_weights(self.path) - files)
         return files
 
     def _record(self, started: datetime, seconds: float, cached: set[str], files: set[str]) -> dict[str, Any]:

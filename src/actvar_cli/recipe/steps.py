@@ -22,7 +22,7 @@ Budget = Annotated[
 Model = Annotated[str | None, Field(description="an earlier step, or a model; default: that of the step before")]
 Against = Annotated[
     str | None,
-    Field(description="the model to compare with; default: what the model was made from, else the first one named"),
+    Field(description="the model to compare with; default: what the model was made from in this recipe"),
 ]
 
 DtypeName = Literal["float32", "bfloat16", "float16"]

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from actvar_cli.errors import ActvarError, InputError, did_you_mean
+from actvar_cli.errors import ActvarError, InputError, NotHereError, did_you_mean
 from actvar_cli.model.config import ModelConfig, TokenizerConfig, TokenizerReference, TransformerConfig
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR
@@ -116,7 +116,8 @@ def _hub_source(name: str, progress: Progress | None) -> Source:
     def beside(other: str) -> Path:
         return hub_file(sibling(file, other), progress=progress)
 
-    return Source(path, file.repo.split("/")[-1], Path(file.file), beside)
+    known = partial(fetch_tokenizer, progress=progress)
+    return Source(path, file.repo.split("/")[-1], Path(file.file), beside, None, known)
 
 
 def locate_here(name: str) -> Source | None:
@@ -143,14 +144,17 @@ def _is_whole(path: Path) -> bool:
         return False  # A shard has not come yet.
 
 
-def _sibling_here(file: HubFile, name: str) -> Path | None:
-    return here(sibling(file, name))
+def _sibling_here(file: HubFile, name: str) -> Path:
+    path = here(sibling(file, name))
+    if path is None:
+        raise NotHereError(f"{name} of {file.repo} is not on this machine: actvar fetch hf://{file.repo}")
+    return path
 
 
 def _tokenizer_here(name: str) -> Path:
     path = here(KNOWN[name].tokenizer)
     if path is None:
-        raise InputError(f"the tokenizer of {name} is not on this machine: actvar fetch {name}")
+        raise NotHereError(f"the tokenizer of {name} is not on this machine: actvar fetch {name}")
     return path
 
 
