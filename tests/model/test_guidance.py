@@ -118,6 +118,24 @@ def test_scales_with_both_rows_are_the_original_and_later_ones_are_not(delta: bo
         assert torch.equal(guided_logits(model, LABELS, tokens, 1.5).argmax(-1), tokens)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_guided_context_takes_the_place_of_the_rows_with_a_class(dtype: torch.dtype) -> None:
+    context = tiny_model(guidance=True, context=True).transformer.guided_context
+    cache = KVCache(torch.zeros(2, 2, 4, 2, 14, 16, dtype=dtype))
+    cache.begin_scale(5)
+    given = [torch.randn(2, 4, 2, 5, 16).to(dtype).unbind() for _ in range(2)]
+    for block, (keys, values) in enumerate(given):
+        cache.extend(block, keys, values)
+    context.guide(cache, 0.5)
+    for block, both in enumerate(given):
+        for found, made, before in zip(cache.filled(block), context(block, *both, 0.5), both, strict=True):
+            torch.testing.assert_close(
+                found[:2].float(), made, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2
+            )
+            assert torch.equal(found[2:], before[2:])
+
+
 @torch.no_grad()
 def test_later_scales_see_what_the_row_with_a_class_left() -> None:
     model = tiny_model(experts=True, guidance=True)

@@ -77,22 +77,35 @@ class GuidedContext(nn.Module):
         They are those of the first scales, whole ones; the rows with a class come first. ``strength`` is a share of the
         one that was learned.
         """
-        made = []
-        for both, shares in ((keys, self.keys), (values, self.values)):
-            conditional, unconditional = both.float().chunk(2)
-            by_token = [share.expand(size, -1) for share, size in zip(shares[block], self.sizes, strict=True)]
-            share = torch.cat(by_token)[: both.shape[2]].unflatten(-1, (self.heads, -1)).transpose(0, 1)
-            made.append(torch.addcmul(conditional, strength * share, conditional - unconditional))
+        length = keys.shape[2]
+        (key, other_key), (value, other_value) = keys.float().chunk(2), values.float().chunk(2)
+        guided = torch.lerp(key, other_key, self._share(self.keys[block], length, strength))
         if self.unit_keys:
-            made[0] = F.normalize(made[0], dim=-1)
-        return made[0], made[1]
+            guided = F.normalize(guided, dim=-1)
+        return guided, torch.lerp(value, other_value, self._share(self.values[block], length, strength))
 
     def guide(self, cache: KVCache, strength: float) -> None:
-        """Put them in the place of those of the first half of the rows in ``cache``."""
+        """Put them in the place of those of the first half of the rows in ``cache``.
+
+        In as few passes over memory as can be, which is all that takes time here: only keys that are to be made units
+        are float32 in between.
+        """
         for block in range(len(self.keys)):
-            both = cache.filled(block)
-            for all_rows, one in zip(both, self(block, *both, strength), strict=True):
-                all_rows[: len(one)] = one
+            keys, values = cache.filled(block)
+            for both, shares in ((keys, self.keys), (values, self.values)):
+                first, second = both.chunk(2)
+                share = self._share(shares[block], both.shape[2], strength)
+                if both is keys and self.unit_keys:
+                    guided = torch.lerp(first.float(), second.float(), share)
+                    first.copy_(F.normalize(guided, dim=-1, out=guided))
+                else:
+                    torch.lerp(first, second, share.to(both.dtype), out=first)
+
+    def _share(self, shares: Tensor, length: int, strength: float) -> Tensor:
+        """How far the first ``length`` tokens go from the row with a class to the other, by channel: (H, length, d)."""
+        by_token = [share.expand(size, -1) for share, size in zip(shares, self.sizes, strict=True)]
+        by_head: Tensor = torch.cat(by_token)[:length].unflatten(-1, (self.heads, -1))
+        return -strength * by_head.transpose(0, 1)
 
 
 def blend(made: Tensor, strength: float | Tensor | None) -> Tensor:
