@@ -39,12 +39,21 @@ def test_on_a_terminal_a_bar_that_leaves_one_line(monkeypatch: pytest.MonkeyPatc
     assert re.search(r"  distilling: \d\.\d s, kl \[0\.5\]\n$", stream.getvalue())
 
 
-def test_work_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("total", "units", "line"),
+    [
+        pytest.param(0, 10, "  fetching:", id="of unknown size"),
+        pytest.param(40, 0, "  fetching: 0 %", id="nothing has come for long"),
+    ],
+)
+def test_how_long_it_will_take_is_not_said_where_nobody_can_know(
+    monkeypatch: pytest.MonkeyPatch, total: int, units: int, line: str
+) -> None:
     monkeypatch.setattr(bars, "EVERY", 0.0)
     stream = io.StringIO()
-    with Bars(console(stream)).task("fetching", 0) as task:
-        task.advance(10)
-    assert stream.getvalue().splitlines()[0] == "  fetching:"
+    with Bars(console(stream)).task("fetching", total) as task:
+        task.advance(units)
+    assert stream.getvalue().splitlines()[0] == line
 
 
 @pytest.mark.parametrize(
@@ -52,11 +61,3 @@ def test_work_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_took(seconds: float, shown: str) -> None:
     assert took(seconds) == shown
-
-
-def test_nothing_has_come_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bars, "EVERY", 0.0)
-    stream = io.StringIO()
-    with Bars(console(stream)).task("fetching", 40) as task:
-        task.advance(0)
-    assert stream.getvalue().splitlines()[0] == "  fetching: 0 %"

@@ -6,7 +6,7 @@ order, so equal seeds give equal tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -59,6 +59,13 @@ def paired_rows(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, 
 def single_rows(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The same of the one row, (B,) and (B, L - first, z), that a model computes which has learned guidance."""
     return labels, model.tokenizer.quantize.teacher_forcing_input(model.tokenizer.split(tokens.long()))
+
+
+def check_classes(classes: Sequence[int], total: int) -> None:
+    """Raise InputError where a class is not among the model's ``total``."""
+    for label in classes:
+        if not 0 <= label < total:
+            raise InputError(f"class {label} does not exist: the model has the classes 0 to {total - 1}")
 
 
 def rows_of(model: ActVAR, labels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,10 +237,9 @@ class ActVAR(nn.Module):
 
     def _labels(self, labels: Tensor | list[int]) -> Tensor:
         made = torch.as_tensor(labels, dtype=torch.long)
-        classes = self.config.transformer.num_classes
         # What is on a device already is not fetched to be looked at: that would make it wait.
-        if made.device.type == "cpu" and len(wrong := made[(made < 0) | (made >= classes)]):
-            raise InputError(f"class {int(wrong[0])} does not exist: the model has the classes 0 to {classes - 1}")
+        if made.device.type == "cpu":
+            check_classes(made.tolist(), self.config.transformer.num_classes)
         return made.to(self.device)
 
     def _generator(self, seed: int | None) -> torch.Generator | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from actvar_cli.errors import did_you_mean
 from actvar_cli.recipe.overrides import step_name
-from actvar_cli.recipe.steps import MAKES_MODEL, MODEL_KEYS, TEACHER_KEYS, VERBS
+from actvar_cli.recipe.steps import MAKES_MODEL, MEASURES, MODEL_KEYS, TEACHER_KEYS, VERBS
 from actvar_cli.recipe.text import Document, Place, Problem
 from actvar_cli.weights.zoo import KNOWN
 
@@ -44,10 +44,9 @@ def original_of(ref: Ref | None, flow: Sequence[Flow]) -> Ref | None:
     return ref
 
 
-def measured_before(step: Flow, flow: Sequence[Flow]) -> list[Flow]:
-    """The steps before ``step`` that measured the model it is about."""
-    earlier = flow[: flow.index(step)] if step in flow else flow
-    return [other for other in earlier if other.verb in ("profile", "evaluate") and other.model == step.model]
+def measurements(model: Ref | None, flow: Sequence[Flow]) -> list[Flow]:
+    """The steps of ``flow`` that measure ``model``."""
+    return [step for step in flow if step.verb in MEASURES and step.model == model]
 
 
 def find_flow(document: Document) -> tuple[Flow, ...]:
@@ -85,11 +84,10 @@ class _Finder:
             self.complain(place, f"step {name!r} has no model: add '{key}', or a step that makes one before it")
         teacher = self.teacher(raw, verb, name, model, place) if verb in TEACHER_KEYS else None
         self.source = self.source or teacher or model
-        step = Flow(name, verb, model, teacher)
-        if verb == "report" and model is not None and not measured_before(step, self.flow):
+        if verb == "report" and model is not None and not measurements(model, self.flow):
             nothing = f"no step before it profiles or evaluates {model.name!r}"
             self.complain(place, f"step {name!r} has nothing to report: {nothing}")
-        self.flow.append(step)
+        self.flow.append(Flow(name, verb, model, teacher))
         if verb in MAKES_MODEL:
             self.current = Ref(name, made_here=True)
         elif model is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +18,6 @@ SHOWN_CLASSES = 10
 """Classes that are sampled when nobody says which, at most."""
 
 
-def check_classes(classes: Sequence[int] | None, total: int) -> None:
-    """Raise InputError where a class is not among the model's ``total``."""
-    for label in classes or ():
-        if label >= total:
-            raise InputError(f"class {label} does not exist: the model has the classes 0 to {total - 1}")
-
-
 def draw(model: ActVAR, settings: SampleSettings, *, seed: int, progress: Progress) -> tuple[Tensor, Tensor]:
     """uint8 images (B, C, S, S) and their labels (B,), ``settings.count`` of each class.
 
@@ -36,11 +28,11 @@ def draw(model: ActVAR, settings: SampleSettings, *, seed: int, progress: Progre
 
     from actvar_cli.evaluate.evaluate import batch_seed
     from actvar_cli.evaluate.images import to_uint8
-    from actvar_cli.model.sampling import SamplingSettings, balanced_labels
+    from actvar_cli.model.sampling import SamplingSettings, balanced_labels, check_classes
     from actvar_cli.recipe.models import at_budget
 
     total = model.config.transformer.num_classes
-    check_classes(settings.classes, total)
+    check_classes(settings.classes or (), total)
     chosen = list(settings.classes or balanced_labels(min(total, SHOWN_CLASSES), total).tolist())
     labels = torch.tensor(chosen).repeat_interleave(settings.count)
     how = SamplingSettings(settings.cfg, settings.top_k, settings.top_p, settings.more_smooth)

@@ -16,11 +16,11 @@ from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.progress import Progress
 from actvar_cli.recipe import models, summary, work
 from actvar_cli.recipe.cache import Outcome, RunFolder, digest_json, key_of
-from actvar_cli.recipe.flow import Flow, Ref, measured_before, original_of
-from actvar_cli.recipe.pictures import check_classes
+from actvar_cli.recipe.flow import Flow, Ref, measurements, original_of
 from actvar_cli.recipe.read import RecipeFile
 from actvar_cli.recipe.steps import (
     MAKES_MODEL,
+    MEASURES,
     AnyStep,
     ConvertStep,
     DistillStep,
@@ -66,6 +66,7 @@ class Run:
         self.digests: dict[Ref, str] = {}
         self.loaded: dict[tuple[Ref, str], ActVAR] = {}
         self.pictures: dict[str, Pictures] = {}
+        self.configs: dict[Ref, ModelConfig | None] = {}
 
     def plan(self) -> list[Planned]:
         """What would run and what is there already; asks no network, so a step on a model not yet fetched would run."""
@@ -133,15 +134,17 @@ class Run:
 
     def config(self, flow: Flow) -> ModelConfig | None:
         """The configuration of the model that ``flow`` is about; ``None`` where that is not on this machine."""
-        return models.config_here(self._original(flow).name)
+        original = self._original(flow)
+        if original not in self.configs:
+            self.configs[original] = models.config_here(original.name)
+        return self.configs[original]
 
     def table(self) -> list[summary.Row]:
         """Cost, time and quality of the last model that was measured: rows of what, dense, compressed."""
-        measured = [flow for flow in self.file.flow if flow.verb in ("profile", "evaluate")]
+        measured = [flow for flow in self.file.flow if flow.verb in MEASURES]
         if not measured:
             return []
-        last = measured[-1]
-        before = self._before(last, [*measured_before(last, self.file.flow), last])
+        before = self._before(measured[-1], self.file.flow)
         return summary.table(before.profile, before.evaluation)
 
     def _steps(self) -> Iterable[tuple[Flow, AnyStep]]:
@@ -155,6 +158,7 @@ class Run:
         """What only the models can tell, told before the first long step rather than in the middle of the night."""
         from actvar_cli.convert.convert import check
         from actvar_cli.distill.data import chosen_pictures
+        from actvar_cli.model.sampling import check_classes
 
         for flow, step in self._steps():
             pending = self._cached(flow, step) is None
@@ -197,7 +201,7 @@ class Run:
         if isinstance(step, DistillStep) and step.data:
             inputs["data"] = self._pictures(step.data).digest
         if flow.verb in ("export", "report"):
-            for earlier in measured_before(flow, self.file.flow):
+            for earlier in measurements(flow.model, self._earlier(flow)):
                 if earlier.name not in self.outcomes:
                     return None
                 inputs[earlier.name] = digest_json(self.outcomes[earlier.name].result)
@@ -233,7 +237,7 @@ class Run:
             title=self.file.name,
             model=self._source(flow.model),
             teacher=self._source(flow.teacher) if flow.teacher else None,
-            before=self._before(flow, measured_before(flow, self.file.flow)),
+            before=self._before(flow, self._earlier(flow)),
             recipe=self.file.text,
             command=shlex.join(self.argv),
             progress=self.progress,
@@ -269,8 +273,12 @@ class Run:
     def _forget(self, *refs: Ref) -> None:
         self.loaded = {key: model for key, model in self.loaded.items() if key[0] not in refs}
 
-    def _before(self, flow: Flow, measured: Sequence[Flow]) -> work.Before:
-        """What the steps ``measured`` found out about the model of ``flow``."""
+    def _earlier(self, flow: Flow) -> Sequence[Flow]:
+        return self.file.flow[: self.file.flow.index(flow)]
+
+    def _before(self, flow: Flow, steps: Sequence[Flow]) -> work.Before:
+        """What those of ``steps`` found out that measured the model of ``flow``."""
+        measured = measurements(flow.model, steps)
 
         def last(verb: str) -> dict[str, Any] | None:
             found = [step for step in measured if step.verb == verb and step.name in self.outcomes]

@@ -210,6 +210,9 @@ VERBS: dict[str, type[AnyStep]] = {
 }
 """The step of each verb."""
 
+MEASURES = ("profile", "evaluate")
+"""Steps that find out about a model."""
+
 MAKES_MODEL = ("convert", "distill")
 """Verbs whose step leaves a model for the steps after it."""
 
