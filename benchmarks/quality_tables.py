@@ -14,6 +14,33 @@ OURS = ("ours", "shipped")
 PARTS = ("shipped", "ours", "experts", "gates")
 """The variants that are the product and its parts."""
 
+RIVALS = (
+    "delta-grid-kv",
+    "delta-grid-muon",
+    "delta",
+    "delta-static",
+    "experts",
+    "static-magnitude",
+    "static-taylor",
+    "thinner-50",
+    "thinner-40",
+    "thinner-30",
+    "guidance-alone",
+)
+PEERS = (
+    "ours",
+    "two-rows-experts",
+    "two-rows-static",
+    "norm-router",
+    "cached-tokens",
+    "relative",
+    "random",
+    "positions",
+    "static-blocks",
+    "gates",
+)
+"""What is shown first, of the smaller trainings and of those on a GPU."""
+
 
 def demo_quality() -> str:
     """The demo's result at more samples and seeds, at every budget it was trained for."""
@@ -47,9 +74,13 @@ def demo_quality() -> str:
 
 def against(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> tuple[str, str, str]:
     """Cost, distance by the ``teacher``'s under the same seeds, and class accuracy of ``runs``, as pages show them."""
-    ratios = [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
     cost = statistics.mean(run["cost"] for run in runs)
-    return f"{cost:.3f}", spread(ratios, 2), spread([100 * run["accuracy"] for run in runs], 1)
+    return f"{cost:.3f}", spread(_ratios(runs, teacher), 2), spread([100 * run["accuracy"] for run in runs], 1)
+
+
+def _ratios(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> list[float]:
+    """Distances by those of the ``teacher`` under the same seeds."""
+    return [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
 
 
 def compared(file: str) -> str:
@@ -59,15 +90,13 @@ def compared(file: str) -> str:
     rows: dict[float, list[tuple[str, ...]]] = {}
     for name, variant in r["variants"].items():
         for cell in variant["cells"]:
-            runs = cell["runs"]
-            cost = statistics.mean(run["cost"] for run in runs)
-            # One row cannot spend a budget above half: what it does at its most is shown there for ours alone.
-            if cost < 0.9 * cell["budget"] and name not in OURS:
+            # What one row does at its most is shown above that for ours alone.
+            if not _spends(cell) and name not in OURS:
                 continue
             rows.setdefault(cell["budget"], []).append(
                 (
                     f"`{name}`: {variant['what']}",
-                    *against(runs, teacher),
+                    *against(cell["runs"], teacher),
                     f"{cell['kl']:.3f}",
                     f"{cell['kl_own']:.3f}",
                 )
@@ -82,6 +111,32 @@ def compared(file: str) -> str:
         f"{spread([100 * t['accuracy'] for t in teacher], 1)} %. {r['device']}, torch {r['torch']}."
     )
     return "\n\n".join([*tables, note])
+
+
+def essence(file: str, names: tuple[str, ...]) -> str:
+    """Some variants of the same result, all budgets beside each other: KL to dense, and in brackets the distance."""
+    r = read(file)
+    teacher = r["teacher"]["runs"]
+    budgets = sorted({cell["budget"] for name in names for cell in r["variants"][name]["cells"]}, reverse=True)
+    rows = []
+    for name in names:
+        variant = r["variants"][name]
+        found = dict.fromkeys(budgets, "")
+        for cell in variant["cells"]:
+            if not _spends(cell):
+                continue
+            ratio = statistics.mean(
+                run["distance"] / t["distance"] for run, t in zip(cell["runs"], teacher, strict=True)
+            )
+            found[cell["budget"]] = f"{cell['kl']:.3f} ({ratio:.2f})"
+        rows.append((f"`{name}`: {variant['what']}", *found.values()))
+    return markdown(("KL to dense (distance by dense)", *(f"{budget:g}" for budget in budgets)), rows)
+
+
+def _spends(cell: dict[str, Any]) -> bool:
+    """Whether what was measured spends its budget: one row cannot, above what it costs with nothing left out."""
+    cost = statistics.mean(run["cost"] for run in cell["runs"])
+    return bool(cost >= 0.9 * cell["budget"])
 
 
 def student(file: str, *, full: bool = False) -> str:
@@ -137,13 +192,24 @@ def gates() -> str:
     return markdown(("budget", "gates", "cost", "KL to dense"), rows) + "\n\n" + note
 
 
-def draw_compared(file: str, picture: Path) -> None:
-    """Cost against KL to the dense model, a line for each variant."""
+def draw_rivals(picture: Path) -> None:
+    """`RIVALS`, and the shipped student, which was trained for longer."""
+    variants = read("quality_half.json")["variants"]
+    _draw(read("shipped.json")["variants"] | {name: variants[name] for name in RIVALS}, picture)
+
+
+def draw_compared(picture: Path) -> None:
+    """All variants that were trained on a GPU."""
+    _draw(read("quality.json")["variants"], picture)
+
+
+def _draw(variants: dict[str, Any], picture: Path) -> None:
+    """Cost against KL to the dense model, a line for each of ``variants``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, variant) in enumerate(read(file)["variants"].items()):
+    for number, (name, variant) in enumerate(variants.items()):
         points = [(statistics.mean(r["cost"] for r in c["runs"]), c["kl"]) for c in variant["cells"]]
         style = "-" if name in PARTS else "--" if number < 10 else ":"
         axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=f"C{number % 10}", label=name)

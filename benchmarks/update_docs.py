@@ -1,4 +1,4 @@
-"""Put what was measured into README.md and docs/results.md, so that no figure in a table is typed by hand.
+"""Put what was measured into README.md and the pages of docs/, so that no figure in a table is typed by hand.
 
     actvar run var-fashion -o runs/var-fashion
     python benchmarks/update_docs.py runs/var-fashion
@@ -15,9 +15,23 @@ import platform
 import re
 import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
-from quality_tables import compared, demo_quality, draw_compared, gates, keys_and_values, reconstruction, student
+import aims_tables
+from quality_tables import (
+    PEERS,
+    RIVALS,
+    compared,
+    demo_quality,
+    draw_compared,
+    draw_rivals,
+    essence,
+    gates,
+    keys_and_values,
+    reconstruction,
+    student,
+)
 from tables import RESULTS, ROOT, markdown, named, read
 
 
@@ -292,6 +306,59 @@ def guidance() -> str:
     return markdown(("rows", "cost", "Fréchet distance", "class accuracy", "KL to two rows"), rows) + "\n\n" + note
 
 
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "demo": demo,
+        "student": lambda: student("shipped.json"),
+        "time": published_shape_speed,
+    },
+    "docs/results.md": {
+        "aims-quality": aims_tables.quality,
+        "aims-efficiency": aims_tables.efficiency,
+        "aims-dense": aims_tables.dense,
+        "demo": demo,
+        "quality": demo_quality,
+        "shipped": lambda: student("shipped.json", full=True),
+        "gates": gates,
+        "rivals": lambda: essence("quality_half.json", RIVALS),
+        "peers": lambda: essence("quality.json", PEERS),
+        "sparse-speed": lambda: sparse_speed("speed.json"),
+        "trained": trained,
+        "large-files": large_files,
+        "profiles": profiles,
+    },
+    "docs/ablations.md": {
+        "half": lambda: compared("quality_half.json"),
+        "low": lambda: compared("quality_low.json"),
+        "compared": lambda: compared("quality.json"),
+        "reconstruction": reconstruction,
+        "keys-and-values": keys_and_values,
+        "guidance": guidance,
+    },
+    "docs/speed.md": {
+        "dense-speed-avx512": lambda: dense_speed("dense_speed_avx512.json"),
+        "dense-speed": lambda: dense_speed("dense_speed.json"),
+        "dense-speed-avx2": lambda: dense_speed("dense_speed_avx2.json"),
+        "dense-speed-cuda": lambda: dense_speed("dense_speed_cuda.json", "dense_speed_cuda_d30.json"),
+        "convolutions": convolutions,
+        "sparse-speed-amx": lambda: sparse_speed("speed_amx.json"),
+        "sparse-speed-avx2": lambda: sparse_speed("speed_avx2.json"),
+        "sparse-speed-cuda": lambda: sparse_speed("speed_cuda.json"),
+        "deciding": deciding,
+        "growth": lambda: growth("growth.json"),
+    },
+    "docs/experts.md": {
+        "ways": lambda: ways("dispatch.json"),
+        "ways-bfloat16": lambda: ways("dispatch_bfloat16.json"),
+        "ways-avx2": lambda: ways("dispatch_avx2.json"),
+        "products": products,
+        "small-products": small_products,
+        "products-of-few-bits": products_of_few_bits,
+    },
+}
+"""What stands between which markers of which page."""
+
+
 def main() -> None:
     """Copy and rewrite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -299,41 +366,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.run:
         keep_demo(args.run)
-    fill(ROOT / "README.md", "demo", demo())
-    fill(ROOT / "README.md", "student", student("shipped.json"))
-    fill(ROOT / "README.md", "time", published_shape_speed())
-    results = ROOT / "docs/results.md"
-    fill(results, "demo", demo())
-    fill(results, "trained", trained())
-    fill(results, "quality", demo_quality())
-    fill(results, "guidance", guidance())
-    fill(results, "shipped", student("shipped.json", full=True))
-    fill(results, "gates", gates())
-    fill(results, "compared", compared("quality.json"))
-    fill(results, "half", compared("quality_half.json"))
-    fill(results, "low", compared("quality_low.json"))
-    fill(results, "reconstruction", reconstruction())
-    fill(results, "keys-and-values", keys_and_values())
-    draw_compared("quality.json", ROOT / "docs/images/quality.png")
-    fill(results, "large-files", large_files())
-    fill(results, "profiles", profiles())
-    fill(results, "dense-speed-avx512", dense_speed("dense_speed_avx512.json"))
-    fill(results, "dense-speed", dense_speed("dense_speed.json"))
-    fill(results, "dense-speed-avx2", dense_speed("dense_speed_avx2.json"))
-    fill(results, "dense-speed-cuda", dense_speed("dense_speed_cuda.json", "dense_speed_cuda_d30.json"))
-    fill(results, "sparse-speed", sparse_speed("speed.json"))
-    fill(results, "sparse-speed-amx", sparse_speed("speed_amx.json"))
-    fill(results, "sparse-speed-avx2", sparse_speed("speed_avx2.json"))
-    fill(results, "sparse-speed-cuda", sparse_speed("speed_cuda.json"))
-    fill(results, "deciding", deciding())
-    fill(results, "growth", growth("growth.json"))
-    fill(results, "products", products())
-    fill(results, "small-products", small_products())
-    fill(results, "products-of-few-bits", products_of_few_bits())
-    fill(results, "convolutions", convolutions())
-    fill(results, "ways", ways("dispatch.json"))
-    fill(results, "ways-bfloat16", ways("dispatch_bfloat16.json"))
-    fill(results, "ways-avx2", ways("dispatch_avx2.json"))
+    for page, tables in PAGES.items():
+        for name, table in tables.items():
+            fill(ROOT / page, name, table())
+    draw_compared(ROOT / "docs/images/quality.png")
+    draw_rivals(ROOT / "docs/images/rivals.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the FFN of tokens with some experts off is computed: several ways to the same numbers, and which is taken.
 
-What each way takes was measured (docs/results.md, "How experts are run").
+What each way takes was measured (docs/experts.md).
 """
 
 from __future__ import annotations

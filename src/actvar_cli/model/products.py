@@ -13,7 +13,7 @@ from actvar_cli.model.kernels.usable import preferred
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 GELU_ON_THE_WAY = torch.backends.cpu.get_cpu_capability() != "AVX2"
-"""Whether oneDNN should do the GELU too; with AVX2 an FFN then takes up to a fifth longer (docs/results.md)."""
+"""Whether oneDNN should do the GELU too; with AVX2 an FFN then takes up to a fifth longer (docs/experts.md)."""
 
 DTYPES = (
     (torch.float32, torch.bfloat16) if ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)

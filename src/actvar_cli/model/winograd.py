@@ -32,7 +32,7 @@ OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -
 """The paper's transforms along one side, for the points 0, 1, -1, 2, -2 and infinity."""
 
 CHANNELS, PIXELS = 128, 1024
-"""From how many channels on, and how many pixels of all images together, it is faster (docs/results.md)."""
+"""From how many channels on, and how many pixels of all images together, it is faster (docs/speed.md)."""
 
 AT_ONCE = 64
 """Tiles that are computed together, about: so many stay in a core's cache."""
