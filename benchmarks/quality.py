@@ -94,7 +94,7 @@ def divergence(model: ActVAR, teacher: ActVAR, tokens: Tensor) -> float:
     """KL to the teacher in nats per token, on ``tokens`` (N, L) with classes in turn."""
     labels = balanced_labels(len(tokens), teacher.config.transformer.num_classes).to(tokens.device)
     sums = AgreementSums.empty(len(teacher.config.tokenizer.patch_nums))
-    add_agreement(sums, model, teacher, labels, tokens, SamplingSettings().cfg)
+    add_agreement(sums, model, teacher, labels, tokens, teacher.config.usual_cfg)
     return float(sums.kl.sum() / sums.tokens.sum())
 
 

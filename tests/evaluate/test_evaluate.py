@@ -9,6 +9,7 @@ from actvar_cli.evaluate.distance import frechet_distance, moments
 from actvar_cli.evaluate.evaluate import Evaluation, batch_seed, evaluate
 from actvar_cli.evaluate.images import to_uint8
 from actvar_cli.evaluate.pairs import sample_pairs
+from actvar_cli.model.config import GuidanceConfig
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.sampling import balanced_labels
 from actvar_cli.progress import Progress
@@ -37,6 +38,15 @@ def test_a_model_equals_itself() -> None:
     assert e.agreement.pixel_difference == 0
     assert e.distance_ratio == 1
     assert e.student.cost == e.teacher.cost == 1
+
+
+def test_both_models_are_guided_as_the_compressed_one_has_learned() -> None:
+    teacher, student = tiny_fashion(), tiny_fashion()
+    student.configure(guidance=GuidanceConfig(cfg=3.0))
+    e = evaluate(student, teacher, count=20)
+    assert e.cfg == 3
+    assert e.agreement.sampled_token_match == 1
+    assert e.teacher.distance != evaluate(teacher, teacher, count=20).teacher.distance
 
 
 def test_numbers_are_those_of_the_sampling_done() -> None:

@@ -13,7 +13,7 @@ import torch
 from actvar_cli.distill.cost import CostModel
 from actvar_cli.evaluate.agreement import guided_logits
 from actvar_cli.model.cache import KVCache
-from actvar_cli.model.config import EVERYTHING, Dial, ModelConfig
+from actvar_cli.model.config import EVERYTHING, Dial, GuidanceConfig, ModelConfig
 from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.guidance import guidance_at, guidance_by_position, guide
 from actvar_cli.model.sampling import SamplingSettings, Setting, single_rows
@@ -60,6 +60,18 @@ def test_one_row_is_sampled_as_training_sees_it(shared_aln: bool, cfg: float) ->
     # With the likeliest token drawn everywhere, a pass over the finished sequence must find the same ones.
     assert torch.equal(guided_logits(model, LABELS, tokens, cfg).argmax(-1), tokens)
     assert not torch.equal(model.sample_tokens(LABELS, seed=3, settings=SamplingSettings(3.0, top_k=1)), tokens)
+
+
+def test_guidance_is_as_strong_as_what_was_learned_where_nobody_says() -> None:
+    model = tiny_model(guidance=True)
+    model.configure(guidance=GuidanceConfig(cfg=3.0))
+    for threshold in (None, -math.inf):
+        model.threshold = threshold
+        usual, asked, other = (
+            model.sample_tokens(LABELS, seed=1, settings=SamplingSettings(cfg)) for cfg in (None, 3.0, 1.5)
+        )
+        assert torch.equal(usual, asked)
+        assert not torch.equal(usual, other)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ def evaluate(
     against: Annotated[str, typer.Option("--against", metavar="MODEL", help="The original to compare with.")],
     count: Annotated[int, option(S, "count", "--count", "-n")] = default(S, "count"),
     budget: Annotated[float | None, option(S, "budget")] = None,
-    cfg: Annotated[float, option(S, "cfg")] = default(S, "cfg"),
+    cfg: Annotated[float | None, option(S, "cfg")] = None,
     top_k: Annotated[int, option(S, "top_k")] = default(S, "top_k"),
     top_p: Annotated[float, option(S, "top_p")] = default(S, "top_p"),
     max_distance_ratio: Annotated[float | None, option(S, "max_distance_ratio")] = None,

@@ -22,7 +22,7 @@ def sample(
     ] = "",
     count: Annotated[int, option(S, "count", "--count", "-n")] = default(S, "count"),
     budget: Annotated[float | None, option(S, "budget")] = None,
-    cfg: Annotated[float, option(S, "cfg")] = default(S, "cfg"),
+    cfg: Annotated[float | None, option(S, "cfg")] = None,
     top_k: Annotated[int, option(S, "top_k")] = default(S, "top_k"),
     top_p: Annotated[float, option(S, "top_p")] = default(S, "top_p"),
     more_smooth: Annotated[bool, option(S, "more_smooth")] = False,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from actvar_cli.convert.recording import TeacherSamples, sampling_batch
 from actvar_cli.model.guidance import guidance_by_position, guide
-from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
+from actvar_cli.model.sampling import ActVAR, paired_rows
 from actvar_cli.progress import Progress
 
 IMAGES = 64
@@ -29,7 +29,7 @@ def taylor_scores(model: ActVAR, samples: TeacherSamples, progress: Progress) ->
     rest of a conversion this takes the memory of a backward pass over an image.
     """
     images, batch = min(IMAGES, len(samples)), max(1, sampling_batch(model) // 4)
-    guidance = guidance_by_position(model.config, SamplingSettings().cfg, model.device)
+    guidance = guidance_by_position(model.config, model.config.usual_cfg, model.device)
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

@@ -128,7 +128,7 @@ def share_of_lr(settings: DistillSettings, name: str) -> float:
 
 def guidance_of(student: ActVAR) -> Tensor:
     """The guidance at every position that the student learned, or that is usual."""
-    return guidance_by_position(student.config, student.usual.cfg, student.device)
+    return guidance_by_position(student.config, student.config.usual_cfg, student.device)
 
 
 @torch.no_grad()

@@ -129,7 +129,6 @@ class Sequences:
                 count,
                 seed=seed,
                 progress=Progress(),
-                settings=student.usual,
                 first=seed // len(self.thresholds),
             )
 

@@ -164,7 +164,7 @@ def evaluate(
     count: int = 2000,
     batch: int | None = None,
     seed: int = 0,
-    cfg: float = 1.5,
+    cfg: float | None = None,
     top_k: int = 0,
     top_p: float = 0.0,
     progress: Progress | None = None,
@@ -172,10 +172,12 @@ def evaluate(
     """Sample ``count`` images, classes in turn, from both models as they are set, and compare.
 
     Distances and accuracies are given where the teacher is `var-fashion`, whose feature network is shipped; for other
-    models the agreement alone. ``batch`` is `images_together` by default. Raises InputError where the two models have
-    different tokens or classes, or ``count`` is too small to say anything.
+    models the agreement alone. ``batch`` is `images_together` by default, ``cfg`` of both what ``model`` has learned,
+    or what is usual. Raises InputError where the two models have different tokens or classes, or ``count`` is too
+    small to say anything.
     """
     batch = images_together(teacher.config) if batch is None else batch
+    cfg = model.config.usual_cfg if cfg is None else cfg
     check_alike(model, teacher)
     if count < 2:
         raise InputError(f"{count} images are too few to evaluate: at least 2, better {FEW_IMAGES} or more")

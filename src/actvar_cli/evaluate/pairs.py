@@ -36,7 +36,6 @@ def sample_pairs(
     seed: int = 0,
     classes: int = 10,
     per_class: int | None = None,
-    settings: SamplingSettings | None = None,
 ) -> list[ClassPictures]:
     """Sample ``per_class`` images of up to ``classes`` classes from both models as they are set.
 
@@ -44,6 +43,7 @@ def sample_pairs(
     different tokens or classes.
     """
     check_alike(model, teacher)
+    settings = SamplingSettings(model.config.usual_cfg)
     config = teacher.config
     total = config.transformer.num_classes
     chosen = [i * total // min(classes, total) for i in range(min(classes, total))]

@@ -292,6 +292,11 @@ class ModelConfig(Frozen):
         return 1 if self.guidance else 2
 
     @property
+    def usual_cfg(self) -> float:
+        """The strength of guidance where nobody says which: what was learned, or what the published FIDs are of."""
+        return self.guidance.cfg if self.guidance else 1.5
+
+    @property
     def beginnings(self) -> range:
         """Numbers of first scales that both rows may begin where one has learned guidance.
 

@@ -27,9 +27,12 @@ from actvar_cli.model.var import VAR
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are drawn: guidance strength, candidates kept (0: all), probability mass kept (0: all), smoothing."""
+    """How tokens are drawn: guidance strength, candidates kept (0: all), probability mass kept (0: all), smoothing.
 
-    cfg: float = 1.5
+    ``cfg=None`` is `ModelConfig.usual_cfg`.
+    """
+
+    cfg: float | None = None
     top_k: int = 0
     top_p: float = 0.0
     more_smooth: bool = False
@@ -229,12 +232,6 @@ class ActVAR(nn.Module):
         settings = settings or SamplingSettings()
         return sample_latent(self, self._labels(labels), settings, self._generator(seed), counter, logits)[1]
 
-    @property
-    def usual(self) -> SamplingSettings:
-        """Settings with the guidance that it has learned, or that is usual."""
-        learned = self.config.guidance
-        return SamplingSettings(learned.cfg) if learned else SamplingSettings()
-
     def _labels(self, labels: Tensor | list[int]) -> Tensor:
         made = torch.as_tensor(labels, dtype=torch.long)
         # What is on a device already is not fetched to be looked at: that would make it wait.
@@ -331,12 +328,13 @@ def sample_latent(
     """
     quantizer, patch_nums = model.tokenizer.quantize, model.config.tokenizer.patch_nums
     batch, last, rows = len(labels), len(patch_nums) - 1, _Rows(model, labels, counter)
+    cfg = model.config.usual_cfg if settings.cfg is None else settings.cfg
     f_hat = rows.start.new_zeros(batch, quantizer.config.z_channels, patch_nums[-1], patch_nums[-1])
     tokens: list[Tensor] = []
     end = 0
     for scale, pn in enumerate(patch_nums):
         here = slice(end, end := end + pn * pn)
-        logits = rows.logits(quantizer.next_input(f_hat, scale) if scale else None, scale, settings.cfg)
+        logits = rows.logits(quantizer.next_input(f_hat, scale) if scale else None, scale, cfg)
         if collected is not None:
             collected.append(logits.clone() if scale >= rows.one_from else logits)
         logits = filter_logits(logits, settings.top_k, settings.top_p)

@@ -50,7 +50,10 @@ class Step(Frozen):
 class Drawing(Frozen):
     """How tokens are drawn; the fields are those of `model.sampling.SamplingSettings`."""
 
-    cfg: Annotated[float, Field(ge=0, description="strength of classifier-free guidance")] = 1.5
+    cfg: Annotated[
+        float | None,
+        Field(ge=0, description="strength of classifier-free guidance; default: what the model has learned, or 1.5"),
+    ] = None
     top_k: Annotated[int, Field(ge=0, description="candidates kept for every token; 0 keeps all")] = 0
     top_p: Annotated[float, Field(ge=0, le=1, description="probability mass kept; 0 keeps all")] = 0.0
 
