@@ -25,6 +25,7 @@ from actvar_cli.distill.token_stage import (
     fit_kv_reconstruction,
     left_out,
     record_gated,
+    without_token_gates,
 )
 from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.block import Record
@@ -84,7 +85,7 @@ def main() -> None:
     assert student.threshold is not None
     # The kind that has most recorded; what the others do not need they do not read.
     stage = TokensStage(gate="grid", reconstruction="previous+low-rank", rank=options.rank)
-    threshold, student = student.threshold, add_token_gates(student, stage)
+    threshold, student = student.threshold, add_token_gates(without_token_gates(student), stage)
     config, last = student.config, len(student.config.tokenizer.patch_nums) - 1
     samples = draw_samples(
         actvar_cli.load("var-fashion"), options.images, seed=1, progress=progress, settings=SamplingSettings(cfg=1.5)

@@ -22,7 +22,7 @@ from actvar_cli.distill.settings import DistillSettings, ExpertsStage, LossWeigh
 from actvar_cli.distill.training import Sequences, budget_weight, turns
 from actvar_cli.errors import InputError
 from actvar_cli.model.config import GateKind, GuidanceConfig, ReconstructionKind
-from actvar_cli.model.sampling import ActVAR, paired_rows
+from actvar_cli.model.sampling import ActVAR, SamplingSettings, paired_rows
 from actvar_cli.progress import Progress
 from tests.distill.conftest import teacher_model
 from tests.distill.kill import KillAt, Killed
@@ -200,19 +200,22 @@ def test_without_a_router_experts_alone_save_nothing() -> None:
         distill(teacher_model(), student, few.model_copy(update={"stages": none}))
 
 
-def test_gates_of_another_shape_are_refused_before_the_training(distilled: Distilled) -> None:
+def test_token_gates_give_way_to_those_of_another_shape(distilled: Distilled) -> None:
     few = settings()
     other = few.stages.model_copy(update={"tokens": few.stages.tokens.model_copy(update={"rank": 2})})
-    with pytest.raises(InputError, match=r"token gates of another shape than stages\.tokens asks for"):
-        distill(teacher_model(), distilled.model, few.model_copy(update={"stages": other}))
+    made = distill(teacher_model(), distilled.model, few.model_copy(update={"stages": other})).model.config.token_gate
+    before = distilled.model.config.token_gate
+    assert made
+    assert before
+    assert (before.rank, made.rank) == (4, 2)
 
 
 def test_own_sequences_are_drawn_as_the_student_is_taught(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[tuple[float, int]] = []
+    drawn: list[TeacherSamples] = []
 
     def watch(model: ActVAR, count: int, **more: Any) -> TeacherSamples:
-        drawn.append((more["settings"].cfg, more["first"]))
-        return draw_samples(model, count, **more)
+        drawn.append(draw_samples(model, count, **more))
+        return drawn[-1]
 
     monkeypatch.setattr(training_module, "draw_samples", watch)
     student = tiny_model(experts=True, guidance=True)
@@ -221,7 +224,13 @@ def test_own_sequences_are_drawn_as_the_student_is_taught(monkeypatch: pytest.Mo
     sequences = Sequences(samples, student, 0.03, 4, [0.0])
     for seed in (5, 6):
         sequences.renew(seed)
-    assert drawn == [(4.0, 5), (4.0, 6)]
+    student.threshold = 0.0
+    for seed, made in zip((5, 6), drawn, strict=True):
+        strong = draw_samples(
+            student, len(made), seed=seed, progress=Progress(), settings=SamplingSettings(4.0), first=seed
+        )
+        assert torch.equal(made.labels, strong.labels)
+        assert torch.equal(made.tokens, strong.tokens)
     assert [len(part) for part in sequences.batch(0)] == [3, 1]
 
 

@@ -35,8 +35,8 @@ from actvar_cli.distill.token_stage import (
     add_token_gates,
     drop_idle_gates,
     fit_token_gates,
-    unfit_gates,
     weigh_gates,
+    without_token_gates,
 )
 from actvar_cli.distill.training import (
     Course,
@@ -100,11 +100,6 @@ def check(teacher: ActVAR, student: ActVAR, settings: DistillSettings) -> None:
         raise InputError(
             f"the student {student.config.name} has a delta for {learned} budgets: "
             "distil it with learns: delta and as many budgets, or convert the original again"
-        )
-    if unfit_gates(student, settings.stages.tokens):
-        raise InputError(
-            f"the student {student.config.name} has token gates of another shape than stages.tokens asks for: "
-            "distil it with the same gate, rank and kv_rank, or convert the original again"
         )
     # Without a router, experts alone save nothing; with token gates there will be budgets.
     if not student.config.dials and student.config.experts.router != "none":
@@ -286,6 +281,9 @@ def distill(
             "stages.context: a student begins with both rows only if it learns guidance (stages.guidance.steps), keeps "
             "the original's weights (learns: delta) and has three scales or more"
         )
+    if stages.tokens.steps:
+        # Those of an earlier distillation make way for those that come, which may be of another shape.
+        student = without_token_gates(student)
     cost = CostModel(student.config, student.device)
     most, least, budgets = cost.most(), cost.least_by_experts(), settings.budgets
     if max(budgets) >= most:

@@ -20,7 +20,7 @@ from actvar_cli.model.block import Record
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
 from actvar_cli.model.places import InPlace
-from actvar_cli.model.rebuild import misfits, rebuilt
+from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.token_gate import GridGate, Reconstruction, StaticGate, TokenGate, grid_step
 from actvar_cli.progress import Progress
@@ -39,22 +39,10 @@ IDLE = 0.85
 
 
 def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None = None) -> ActVAR:
-    """``student`` with untrained token gates and reconstructions in ``blocks`` (``None``: in all)."""
-    return _with_gates(student, _gates(student, stage, blocks))
-
-
-def unfit_gates(student: ActVAR, stage: TokensStage) -> bool:
-    """Whether ``student`` has gates or reconstructions already that have no place among those of ``stage``."""
-    if not student.config.token_gate or not stage.steps:
-        return False
-    config = student.config.model_copy(update={"token_gate": _gates(student, stage, None)})
-    return bool(misfits(student, config))
-
-
-def _gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None) -> TokenGateConfig:
+    """``student``, which has none, with untrained token gates and reconstructions in ``blocks`` (``None``: in all)."""
     last = len(student.config.tokenizer.patch_nums)
     dim = student.config.transformer.embed_dim
-    return TokenGateConfig(
+    gate = TokenGateConfig(
         scales=tuple(range(max(1, last - stage.scales), last)),
         gate_dim=max(8, dim // 16),
         rank=min(stage.rank, dim),
@@ -64,12 +52,18 @@ def _gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None) ->
         reconstruction=stage.reconstruction,
         blocks=None if blocks is None else tuple(blocks),
     )
+    return _with_gates(student, gate)
 
 
-def _with_gates(student: ActVAR, gate: TokenGateConfig) -> ActVAR:
+def without_token_gates(student: ActVAR) -> ActVAR:
+    """``student`` as it is where every block computes all tokens."""
+    return _with_gates(student, None)
+
+
+def _with_gates(student: ActVAR, gate: TokenGateConfig | None) -> ActVAR:
     """``student`` with the gates of ``gate``: those it has keep their weights, which are shared; others are 0."""
     # A gate in no block is none.
-    config = student.config.model_copy(update={"token_gate": None if gate.blocks == () else gate})
+    config = student.config.model_copy(update={"token_gate": gate if gate and gate.blocks != () else None})
     return rebuilt(student, config)
 
 

@@ -9,18 +9,10 @@ from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.var import VAR
 
 
-def misfits(model: ActVAR, config: ModelConfig) -> list[str]:
-    """Parameters of ``model`` that one of ``config`` has too, but in another shape."""
-    with torch.device("meta"):
-        wanted = VAR(config).state_dict()
-    has = model.transformer.state_dict()
-    return [key for key, blank in wanted.items() if key in has and has[key].shape != blank.shape]
-
-
 def rebuilt(model: ActVAR, config: ModelConfig) -> ActVAR:
     """A model of ``config`` with the weights of ``model``, which it shares, at the same setting.
 
-    Every parameter that is new is 0; what ``config`` has no place for is left behind. There must be no `misfits`.
+    Every parameter that is new is 0; what ``config`` has no place for is left behind.
     """
     with torch.device("meta"):
         transformer = VAR(config)
