@@ -26,7 +26,6 @@ from typing import Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
-from random_checkpoint import published_config
 from torch import Tensor, nn
 
 from actvar_cli.model.device import device_name
@@ -35,6 +34,7 @@ from actvar_cli.model.sampling import ActVAR, balanced_labels
 from actvar_cli.profile.timing import in_turn
 from actvar_cli.progress import Progress, Task
 from actvar_cli.weights.load import build
+from actvar_cli.weights.zoo import published_config
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,23 +13,11 @@ from pathlib import Path
 
 import torch
 
-from actvar_cli.model.config import ModelConfig, TokenizerConfig, TransformerConfig
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 from actvar_cli.weights.published import published_state
-from actvar_cli.weights.zoo import VAE
-
-PATCH_NUMS = {36: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)}
-"""Of the published models that do not have the default ones."""
-
-
-def published_config(depth: int) -> ModelConfig:
-    """The architecture that was published at ``depth``."""
-    arch = TransformerConfig(depth=depth, embed_dim=64 * depth, num_heads=depth, shared_aln=depth == 36)
-    patch_nums = PATCH_NUMS.get(depth)
-    tokenizer = TokenizerConfig(patch_nums=patch_nums) if patch_nums else TokenizerConfig()
-    return ModelConfig(name=f"random-d{depth}", tokenizer=tokenizer, transformer=arch)
+from actvar_cli.weights.zoo import VAE, published_config
 
 
 def write(folder: Path, depth: int, *, seed: int = 0) -> Path:

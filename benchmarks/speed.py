@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from dense_speed import PrintedProgress, randomise
-from random_checkpoint import published_config
 from routes import decide, even_scores, experts_in, gates_in, one_row_in, student_scores
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from actvar_cli.model.sampling import ActVAR, balanced_labels
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 from actvar_cli.profile.timing import in_turn
+from actvar_cli.weights.zoo import published_config
 
 RESULTS = Path(__file__).parent / "results"
 COSTS = (0.79, 0.6)

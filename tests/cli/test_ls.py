@@ -23,8 +23,8 @@ def test_for_programs(actvar: Actvar) -> None:
 
 
 def test_recipes(actvar: Actvar) -> None:
-    row = next(line for line in actvar("ls", "--recipes").out.splitlines() if "var-fashion" in line)
+    row = next(line for line in actvar("ls", "--recipes").out.splitlines() if line.split()[:1] == ["var-fashion"])
     assert "convert, distill, profile, evaluate, export, report" in row
     assert actvar("ls", "--recipes", "-q").out.split() == list(shipped())
-    (recipe, *_) = actvar("ls", "--recipes", "--json").json["recipes"]
-    assert recipe["steps"] == ["convert", "distill", "profile", "evaluate", "export", "report"]
+    recipes = {recipe["name"]: recipe for recipe in actvar("ls", "--recipes", "--json").json["recipes"]}
+    assert recipes["var-fashion"]["steps"] == ["convert", "distill", "profile", "evaluate", "export", "report"]

@@ -66,8 +66,19 @@ def test_a_dry_run_touches_nothing(actvar: Actvar, recipe: Path, tmp_path: Path)
     assert plan["steps"][3]["memory_bytes"] > 0 and plan["steps"][0]["seconds"] is None
 
 
+def test_a_dry_run_on_a_published_model_needs_not_have_it(actvar: Actvar) -> None:
+    small, large = (
+        actvar("run", "var-d16", "--dry-run", "--json", "--set", f"steps.convert.model={name}").json["steps"]
+        for name in ("var-d16", "var-d36")
+    )
+    assert all(step["seconds"] is not None and not step["cached"] for step in small)
+    # Of about the size of the published file, with the tokenizer.
+    assert 1.6e9 < small[0]["disk_bytes"] < 1.8e9
+    assert all(a["memory_bytes"] < b["memory_bytes"] for a, b in zip(small, large, strict=True))
+
+
 def test_a_dry_run_on_a_model_that_is_not_here(actvar: Actvar, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("version: 1\nsteps:\n  - {step: convert, model: var-d16}\n")
+    (tmp_path / "r.yaml").write_text("version: 1\nsteps:\n  - {step: convert, model: 'hf://me/mine'}\n")
     done = actvar("run", "r.yaml", "--dry-run")
     assert done.code == 0
     assert "depends on a model that is not on this machine (`actvar fetch`)" in done.out

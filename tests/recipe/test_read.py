@@ -186,6 +186,19 @@ def test_the_shipped_recipes_are_valid_and_say_what_they_are() -> None:
         assert file.recipe.description
 
 
+def test_baselines_have_the_steps_and_the_samples_of_the_demo() -> None:
+    ours = read(shipped()["var-fashion"]).recipe.steps[1]
+    assert isinstance(ours, DistillStep)
+    names = {"static-magnitude", "static-taylor", "random-experts", "static-tokens", "static-blocks"}
+    untrained = {"norm-router", "cached-tokens"}
+    assert names | untrained == {name for name, path in shipped().items() if path.parent.name == "baselines"}
+    for name in names:
+        theirs = read(shipped()[name]).recipe.steps[1]
+        assert isinstance(theirs, DistillStep)
+        assert theirs.stages.learning == ours.stages.learning
+        assert theirs.model_copy(update={"stages": ours.stages}) == ours
+
+
 def test_the_small_run_that_the_shipped_recipe_describes_is_valid() -> None:
     path = shipped()["var-fashion"]
     comment = "".join(line[1:] for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))

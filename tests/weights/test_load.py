@@ -15,13 +15,13 @@ from torch import Tensor
 
 import actvar_cli
 from actvar_cli.errors import InputError
-from actvar_cli.model.config import Dial, ModelConfig, TokenizerConfig, TransformerConfig
+from actvar_cli.model.config import Dial, ModelConfig
 from actvar_cli.model.sampling import ActVAR, SamplingSettings
 from actvar_cli.model.var import VAR
 from actvar_cli.weights import load as load_module
 from actvar_cli.weights.artefact import save
 from actvar_cli.weights.load import build, config_of, load, locate_here
-from actvar_cli.weights.zoo import ASSETS
+from actvar_cli.weights.zoo import ASSETS, published_config
 from tests.golden_model import CASES, FOLDER, golden_model, spec
 from tests.tiny import tiny_config, tiny_model
 
@@ -256,11 +256,6 @@ def test_a_mismatch_names_the_known_model_that_it_looks_like() -> None:
         build(published_config(16), tensors, {}, "x.pth")
     expected = "for a VAR of depth 16, width 1024, 16 heads (like var-d16)"
     assert str(caught.value).endswith(f"{expected}, but the tensors are of {words}")
-
-
-def published_config(depth: int) -> ModelConfig:
-    arch = TransformerConfig(depth=depth, embed_dim=64 * depth, num_heads=depth)
-    return ModelConfig(name="x", tokenizer=TokenizerConfig(), transformer=arch)
 
 
 def test_artefact_whose_config_is_of_another_depth(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actvar_cli import __version__
 from actvar_cli.errors import InputError, NotHereError
 from actvar_cli.progress import Progress
-from actvar_cli.weights.zoo import KNOWN, HubFile, ZooEntry, base_of, what_is_old
+from actvar_cli.weights.zoo import KNOWN, HubFile, ZooEntry, base_of, published_config, what_is_old
 
 if TYPE_CHECKING:
     from actvar_cli.model.config import ModelConfig
@@ -68,14 +68,20 @@ def digest_here(name: str, progress: Progress) -> str | None:
 
 
 def config_here(name: str) -> ModelConfig | None:
-    """The configuration of the model of that name; ``None`` where it, or its tokenizer, is not on this machine."""
+    """The configuration of the model of that name, which for a published one is known before it is fetched.
+
+    ``None`` where the model, or its tokenizer, is not on this machine.
+    """
     from actvar_cli.weights.load import config_of, locate_here
 
     source = locate_here(name)
     try:
-        return config_of(source) if source else None
+        if source:
+            return config_of(source)
     except NotHereError:
-        return None
+        pass
+    depth = KNOWN[name].depth if name in KNOWN else None
+    return published_config(depth) if depth else None
 
 
 def _known_digest(name: str) -> str | None:

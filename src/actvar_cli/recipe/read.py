@@ -38,10 +38,14 @@ class RecipeFile:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with actvar, by name: in the installed package, or in the clone it runs from."""
+    """The recipes that come with actvar, by name: in the installed package, or in the clone it runs from.
+
+    Those in a folder of their own come last.
+    """
     package = Path(str(files("actvar_cli")))
     folder = next((f for f in (package / "recipes", package.parents[1] / "recipes") if f.is_dir()), None)
-    return dict(sorted((path.stem, path) for path in folder.glob("*.yaml"))) if folder else {}
+    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path)) if folder else []
+    return {path.stem: path for path in found}
 
 
 def find(name: str) -> Path:

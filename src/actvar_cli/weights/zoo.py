@@ -10,8 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actvar_cli.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from actvar_cli.model.config import ModelConfig
 
 ASSETS = Path(str(files("actvar_cli"))) / "assets"
 """Where the embedded model is."""
@@ -108,6 +112,18 @@ KNOWN: dict[str, ZooEntry] = {
         _published(36, 512, 9_436_153_085, "660201c829c6f7b775b9119867c12c11aaa68c72770dc33653eec1fa67e27d4d", 2.63),
     )
 }
+
+
+def published_config(depth: int) -> ModelConfig:
+    """The architecture that was published at ``depth``: for 512 px where that is 36, for 256 px at all others."""
+    from actvar_cli.model.config import ModelConfig, TokenizerConfig, TransformerConfig
+
+    large = depth == 36
+    return ModelConfig(
+        name=f"var-d{depth}",
+        tokenizer=TokenizerConfig(patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)) if large else TokenizerConfig(),
+        transformer=TransformerConfig(depth=depth, embed_dim=64 * depth, num_heads=depth, shared_aln=large),
+    )
 
 
 def what_is_old(digest: str) -> str:
