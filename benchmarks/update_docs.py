@@ -330,10 +330,13 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/ablations.md": {
         "half": lambda: compared("quality_half.json"),
         "low": lambda: compared("quality_low.json"),
-        "compared": lambda: compared("quality.json"),
+        "rows": lambda: compared("quality_rows.json"),
         "reconstruction": reconstruction,
         "keys-and-values": keys_and_values,
         "guidance": guidance,
+    },
+    "docs/ablations-gpu.md": {
+        "compared": lambda: compared("quality.json"),
     },
     "docs/speed.md": {
         "dense-speed-avx512": lambda: dense_speed("dense_speed_avx512.json"),
