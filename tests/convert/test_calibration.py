@@ -68,10 +68,12 @@ def test_a_budget_costs_within_half_a_percent() -> None:
 
 
 def test_where_the_cost_jumps_a_dial_says_what_it_costs() -> None:
-    with patch.object(calibration, "measured_cost", lambda _, threshold, **__: 0.7 if threshold < -5 else 0.4):
+    jumps = patch.object(calibration, "measured_cost", lambda _, threshold, **__: 0.7 if threshold < -5 else 0.4)
+    with jumps, patch.object(Progress, "say") as said:
         dials = calibrate_dials(tiny_model(), [0.5], span=SPAN, seed=0, progress=Progress())
     assert [(dial.budget, dial.cost) for dial in dials] == [(0.5, 0.4)]
     assert dials[0].threshold >= -5
+    said.assert_called_once_with("a budget of 0.5 comes to a cost of 0.400, the nearest that can be set")
 
 
 def test_with_a_guess_few_budgets_are_measured_and_the_rest_follows() -> None:

@@ -26,7 +26,8 @@ APART = 0.15
 """How far from two thresholds that were measured the next one is, as a share of what lies between them."""
 
 NEAR = 0.005
-"""How near to a budget, as a share of it, the cost of everything must be for nothing to be left out there."""
+"""How near to a budget, as a share of it, a cost must be: that of everything, for nothing to be left out there, and any
+other, for nothing to be said."""
 
 Cost = Callable[[float], float]
 """The cost at a threshold."""
@@ -165,6 +166,10 @@ def calibrate_dials(
     if guess is not None:
         found = {budget: costs.solve(budget) for budget in budgets if costs.reaches(budget)}
     dials = [Dial(budget=b, threshold=found[b], cost=costs.at(found[b])) for b in budgets if b in found]
+    for dial in dials:
+        # Where many tokens share a score, one threshold leaves all of them out, the next one none.
+        if abs(dial.cost - dial.budget) > NEAR * dial.budget:
+            progress.say(f"a budget of {dial.budget:g} comes to a cost of {dial.cost:.3f}, the nearest that can be set")
     return tuple(sorted(dials + met, key=lambda dial: dial.budget))
 
 
