@@ -81,7 +81,7 @@ def measured(
     labels = balanced_labels(count, model.config.transformer.num_classes)
     run, tokens = Run(model, WorkCounter(model.config)), []
     for number, y in enumerate(labels.split(batch)):
-        made = run.sample(y, batch_seed(seed, number), SamplingSettings(), reference)
+        made = run.sample(y, batch_seed(seed, number), SamplingSettings(original.usual_cfg), reference)
         if number * batch < KL_IMAGES:
             tokens.append(made.tokens)
     found = run.quality(labels, reference).model_dump(include={"distance", "accuracy", "cost"})

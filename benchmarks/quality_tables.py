@@ -27,6 +27,8 @@ RIVALS = (
     "thinner-30",
     "guidance-alone",
 )
+"""What is shown first, of the smaller trainings."""
+
 PEERS = (
     "ours",
     "two-rows-experts",
@@ -39,7 +41,7 @@ PEERS = (
     "static-blocks",
     "gates",
 )
-"""What is shown first, of the smaller trainings and of those on a GPU."""
+"""What is shown first, of the trainings on a GPU."""
 
 
 def demo_quality() -> str:
@@ -125,12 +127,11 @@ def essence(file: str, names: tuple[str, ...]) -> str:
         for cell in variant["cells"]:
             if not _spends(cell):
                 continue
-            ratio = statistics.mean(
-                run["distance"] / t["distance"] for run, t in zip(cell["runs"], teacher, strict=True)
-            )
+            ratio = statistics.mean(_ratios(cell["runs"], teacher))
             found[cell["budget"]] = f"{cell['kl']:.3f} ({ratio:.2f})"
         rows.append((f"`{name}`: {variant['what']}", *found.values()))
-    return markdown(("KL to dense (distance by dense)", *(f"{budget:g}" for budget in budgets)), rows)
+    note = f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; {r['device']}, torch {r['torch']}."
+    return markdown(("KL to dense (distance by dense)", *(f"{budget:g}" for budget in budgets)), rows) + "\n\n" + note
 
 
 def _spends(cell: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The pages lead where they say."""
+"""The pages lead where they say, and hold what was measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from update_docs import PAGES as FILLED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,3 +37,10 @@ def test_pages_that_the_code_names_exist() -> None:
     }
     assert named
     assert [page for page in sorted(named) if not (ROOT / page).exists()] == []
+
+
+@pytest.mark.parametrize("page", FILLED)
+def test_tables_are_what_the_result_files_say(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for name, table in FILLED[page].items():
+        assert f"<!-- {name}:begin -->\n\n{table()}\n\n<!-- {name}:end -->" in text, name

@@ -186,6 +186,11 @@ def test_the_shipped_recipes_are_valid_and_say_what_they_are() -> None:
         assert file.recipe.description
 
 
+def test_no_two_shipped_recipes_have_one_name() -> None:
+    files = [path for path in next(iter(shipped().values())).parent.rglob("*.yaml")]
+    assert sorted(shipped().values()) == sorted(files)
+
+
 def test_baselines_have_the_steps_and_the_samples_of_the_demo() -> None:
     ours = read(shipped()["var-fashion"]).recipe.steps[1]
     assert isinstance(ours, DistillStep)
@@ -196,6 +201,7 @@ def test_baselines_have_the_steps_and_the_samples_of_the_demo() -> None:
         theirs = read(shipped()[name]).recipe.steps[1]
         assert isinstance(theirs, DistillStep)
         assert theirs.stages.learning == ours.stages.learning
+        assert theirs.stages.guidance == ours.stages.guidance
         assert theirs.model_copy(update={"stages": ours.stages}) == ours
 
 

@@ -53,7 +53,7 @@ def test_the_table_of_an_evaluation() -> None:
         ("cost, transformer", "100.0 %", "70.2 %"),
         ("Fréchet distance, real against real 0.015", "0.400", "0.440"),
         ("class accuracy", "94.0 %", "93.0 %"),
-        ("token match with the dense model", "", "87.0 %"),
+        ("token match, given the dense model's tokens", "", "87.0 %"),
         ("KL to the dense model, nats per token", "", "0.123"),
     ]
     assert table(None, None) == []
@@ -71,7 +71,7 @@ def test_metrics_say_what_they_are() -> None:
             "0.400",
         ),
         ("accuracy", "class accuracy (net)", 0.93, "93.0 %", "94.0 %"),
-        ("token_match", "token match with the dense model", 0.87, "87.0 %", ""),
+        ("token_match", "token match, given the dense model's tokens", 0.87, "87.0 %", ""),
         ("kl_divergence", "KL to the dense model, nats per token", 0.1234, "0.123", ""),
     ]
     assert metrics(None, None) == []

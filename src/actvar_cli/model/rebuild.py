@@ -12,7 +12,8 @@ from actvar_cli.model.var import VAR
 def rebuilt(model: ActVAR, config: ModelConfig) -> ActVAR:
     """A model of ``config`` with the weights of ``model``, which it shares, at the same setting.
 
-    Every parameter that is new is 0; what ``config`` has no place for is left behind.
+    Every parameter that is new is 0; what ``config`` has no place for is left behind, and what both
+    have is of the same shape.
     """
     with torch.device("meta"):
         transformer = VAR(config)

@@ -139,7 +139,9 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
 
 
 def estimate_plan(run: Run) -> list[dict[str, Any]]:
-    """Every step of ``run`` with what it would take; figures are ``None`` where it is cached or its model not here."""
+    """Every step of ``run`` with what it would take; figures are ``None`` where it is cached, or nothing here tells
+    its model's shape.
+    """
     planned = run.plan()
     configs = [None if entry.outcome else run.config(entry.flow) for entry in planned]
     speed = measured_speed(run.device) if any(configs) else 0.0

@@ -133,7 +133,7 @@ class Run:
                 summary.check_gates(evaluation, step.settings(Gates))
 
     def config(self, flow: Flow) -> ModelConfig | None:
-        """The configuration of the model that ``flow`` is about; ``None`` where that is not on this machine."""
+        """The configuration of the model that ``flow`` is about; ``None`` where nothing on this machine tells it."""
         original = self._original(flow)
         if original not in self.configs:
             self.configs[original] = models.config_here(original.name)

@@ -55,7 +55,7 @@ def _quality(evaluation: Evaluation) -> list[Row]:
         rows.append((f"Fréchet distance{floor}", f"{teacher.distance:.3f}", f"{student.distance:.3f}"))
     if teacher.accuracy is not None:
         rows.append(("class accuracy", _percent(teacher.accuracy), _percent(student.accuracy)))
-    rows.append(("token match with the dense model", "", _percent(agreement.token_match)))
+    rows.append(("token match, given the dense model's tokens", "", _percent(agreement.token_match)))
     rows.append(("KL to the dense model, nats per token", "", f"{agreement.kl:.3f}"))
     return rows
 
@@ -103,7 +103,7 @@ def _quality_metrics(evaluation: Evaluation) -> list[Metric]:
         found.append(_share("accuracy", f"class accuracy ({network})", student.accuracy, teacher.accuracy, real))
     return [
         *found,
-        _share("token_match", "token match with the dense model", agreement.token_match),
+        _share("token_match", "token match, given the dense model's tokens", agreement.token_match),
         Metric("kl_divergence", "KL to the dense model, nats per token", agreement.kl, f"{agreement.kl:.3f}"),
     ]
 
