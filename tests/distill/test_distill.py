@@ -200,14 +200,24 @@ def test_without_a_router_experts_alone_save_nothing() -> None:
         distill(teacher_model(), student, few.model_copy(update={"stages": none}))
 
 
-def test_token_gates_give_way_to_those_of_another_shape(distilled: Distilled) -> None:
+def test_token_gates_give_way_to_those_of_another_shape(
+    distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = settings()
     other = few.stages.model_copy(update={"tokens": few.stages.tokens.model_copy(update={"rank": 2})})
-    made = distill(teacher_model(), distilled.model, few.model_copy(update={"stages": other})).model.config.token_gate
+    few = few.model_copy(update={"stages": other})
+    made = distill(teacher_model(), distilled.model, few).model
     before = distilled.model.config.token_gate
-    assert made
+    assert made.config.token_gate
     assert before
-    assert (before.rank, made.rank) == (4, 2)
+    assert (before.rank, made.config.token_gate.rank) == (4, 2)
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 4)
+    checkpoint = tmp_path / "distill.safetensors"
+    with pytest.raises(Killed):
+        distill(teacher_model(), distilled.model, few, checkpoint=checkpoint, progress=KillAt("tokens", 9))
+    resumed = distill(teacher_model(), distilled.model, few, checkpoint=checkpoint).model.transformer.state_dict()
+    for key, value in made.transformer.state_dict().items():
+        torch.testing.assert_close(resumed[key], value, atol=1e-6, rtol=1e-5)
 
 
 def test_own_sequences_are_drawn_as_the_student_is_taught(monkeypatch: pytest.MonkeyPatch) -> None:
