@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from quality_tables import ratios_to, sampled
 from tables import markdown, read
 
 
@@ -29,14 +30,15 @@ QUALITY: dict[float, Aim | None] = {
 """By budget."""
 
 ONE_ROW = "one row, experts"
+FLOAT32, BFLOAT16 = {0.79: 0.97, 0.6: 0.95}, {0.79: 0.93, 0.6: 0.90}
 
 EFFICIENCY = (
-    ("CPU, d16, float32, batch 4", "speed.json", "d16, float32, 4", ONE_ROW, {0.79: 0.97, 0.6: 0.95}),
-    ("CPU, d16, float32, batch 8", "speed.json", "d16, float32, 8", ONE_ROW, {0.79: 0.97, 0.6: 0.95}),
-    ("CPU, d16, bfloat16, batch 4", "speed.json", "d16, bfloat16, 4", ONE_ROW, {0.79: 0.93, 0.6: 0.90}),
-    ("CPU, d16, bfloat16, batch 8", "speed.json", "d16, bfloat16, 8", ONE_ROW, {0.79: 0.93, 0.6: 0.90}),
-    ("the same with AMX, batch 4", "speed_amx.json", "d16, bfloat16, 4", ONE_ROW, {0.79: 0.93, 0.6: 0.90}),
-    ("the same with AMX, batch 8", "speed_amx.json", "d16, bfloat16, 8", ONE_ROW, {0.79: 0.93, 0.6: 0.90}),
+    ("CPU, d16, float32, batch 4", "speed.json", "d16, float32, 4", ONE_ROW, FLOAT32),
+    ("CPU, d16, float32, batch 8", "speed.json", "d16, float32, 8", ONE_ROW, FLOAT32),
+    ("CPU, d16, bfloat16, batch 4", "speed.json", "d16, bfloat16, 4", ONE_ROW, BFLOAT16),
+    ("CPU, d16, bfloat16, batch 8", "speed.json", "d16, bfloat16, 8", ONE_ROW, BFLOAT16),
+    ("the same with AMX, batch 4", "speed_amx.json", "d16, bfloat16, 4", ONE_ROW, BFLOAT16),
+    ("the same with AMX, batch 8", "speed_amx.json", "d16, bfloat16, 8", ONE_ROW, BFLOAT16),
     ("CPU, `var-fashion`, batch 64", "speed.json", "var-fashion, float32, 64", ONE_ROW, {0.79: 0.85}),
     ("GPU, d16, bfloat16, batch 8, both rows", "speed_cuda.json", "d16, bfloat16, 8", "experts", {0.79: 0.85}),
 )
@@ -62,10 +64,7 @@ def quality() -> str:
     r = read("shipped.json")
     cells = {cell["budget"]: cell["runs"] for cell in r["variants"]["shipped"]["cells"]}
     rows = [_beside(budget, aim, cells[budget], r["teacher"]["runs"]) for budget, aim in QUALITY.items()]
-    note = (
-        "Measured beside the dense model under the same seeds, with two standard errors of that; "
-        f"{r['count']:,} samples under each of {len(r['seeds'])} seeds."
-    )
+    note = f"Measured beside the dense model under the same seeds, with two standard errors of that; {sampled(r)}."
     header = (
         "budget",
         "distance by dense: aim",
@@ -82,10 +81,8 @@ def _beside(
     budget: float, aim: Aim | None, runs: list[dict[str, float]], teacher: list[dict[str, float]]
 ) -> tuple[str, ...]:
     """A row of the table: what a student's ``runs`` reached beside the ``teacher``'s."""
-    dense = statistics.mean(run["distance"] for run in teacher)
-    pairs = list(zip(runs, teacher, strict=True))
-    ratios = [1 + (ours["distance"] - theirs["distance"]) / dense for ours, theirs in pairs]
-    points = [100 * (ours["accuracy"] - theirs["accuracy"]) for ours, theirs in pairs]
+    ratios = ratios_to(runs, teacher)
+    points = [100 * (ours["accuracy"] - theirs["accuracy"]) for ours, theirs in zip(runs, teacher, strict=True)]
     ratio, point = statistics.mean(ratios), statistics.mean(points)
     if aim is EQUAL:
         asked = ("equal", "equal")
@@ -115,7 +112,7 @@ def efficiency() -> str:
     for where, file, key, kind, aims in EFFICIENCY:
         cells = {cell["asked"]: cell for cell in read(file)[key]["cells"] if cell["kind"] == kind}
         for asked, aim in aims.items():
-            cell: dict[str, Any] = cells[asked]
+            cell = cells[asked]
             found = round(cell["efficiency"], 2)
             rows.append((where, f"{asked:g}", f"{cell['cost']:.2f}", f"{aim:.2f}", f"{found:.2f}", yes(found >= aim)))
     return markdown(("where", "budget", "cost", "efficiency: aim", "measured", "reached"), rows)

@@ -77,12 +77,17 @@ def demo_quality() -> str:
 def against(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> tuple[str, str, str]:
     """Cost, distance by the ``teacher``'s under the same seeds, and class accuracy of ``runs``, as pages show them."""
     cost = statistics.mean(run["cost"] for run in runs)
-    return f"{cost:.3f}", spread(_ratios(runs, teacher), 2), spread([100 * run["accuracy"] for run in runs], 1)
+    return f"{cost:.3f}", spread(ratios_to(runs, teacher), 2), spread([100 * run["accuracy"] for run in runs], 1)
 
 
-def _ratios(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> list[float]:
+def ratios_to(runs: list[dict[str, float]], teacher: list[dict[str, float]]) -> list[float]:
     """Distances by those of the ``teacher`` under the same seeds."""
     return [run["distance"] / t["distance"] for run, t in zip(runs, teacher, strict=True)]
+
+
+def sampled(r: dict[str, Any]) -> str:
+    """How much was sampled for the result ``r``."""
+    return f"{r['count']:,} samples under each of {len(r['seeds'])} seeds"
 
 
 def compared(file: str) -> str:
@@ -108,7 +113,7 @@ def compared(file: str) -> str:
         f"Budget {budget:g}:\n\n{markdown(header, found)}" for budget, found in sorted(rows.items(), reverse=True)
     ]
     note = (
-        f"{r['count']:,} samples under each of {len(r['seeds'])} seeds, mean ± standard deviation; dense: distance "
+        f"{sampled(r)}, mean ± standard deviation; dense: distance "
         f"{spread([t['distance'] for t in teacher], 3)}, class accuracy "
         f"{spread([100 * t['accuracy'] for t in teacher], 1)} %. {r['device']}, torch {r['torch']}."
     )
@@ -127,10 +132,10 @@ def essence(file: str, names: tuple[str, ...]) -> str:
         for cell in variant["cells"]:
             if not _spends(cell):
                 continue
-            ratio = statistics.mean(_ratios(cell["runs"], teacher))
+            ratio = statistics.mean(ratios_to(cell["runs"], teacher))
             found[cell["budget"]] = f"{cell['kl']:.3f} ({ratio:.2f})"
         rows.append((f"`{name}`: {variant['what']}", *found.values()))
-    note = f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; {r['device']}, torch {r['torch']}."
+    note = f"{sampled(r)}; {r['device']}, torch {r['torch']}."
     return markdown(("KL to dense (distance by dense)", *(f"{budget:g}" for budget in budgets)), rows) + "\n\n" + note
 
 
@@ -150,10 +155,7 @@ def student(file: str, *, full: bool = False) -> str:
         alike = f"{100 * cell['token_match']:.0f} %", f"{cell['kl']:.3f}", f"{cell['kl_own']:.3f}"
         rows.append((f"`--budget {cell['budget']:g}`", *against(cell["runs"], teacher), *alike))
     header = ("", "cost", "Fréchet distance by dense", "class accuracy, %", "tokens as dense", "KL to dense")
-    note = (
-        f"{r['count']:,} samples under each of {len(r['seeds'])} seeds; mean ± standard deviation. Tokens as dense: "
-        "under the same seed."
-    )
+    note = f"{sampled(r)}; mean ± standard deviation. Tokens as dense: under the same seed."
     if not full:
         return markdown(header, [row[:-1] for row in rows]) + "\n\n" + note
     note += f" Dense: distance {spread([t['distance'] for t in teacher], 3)}. {r['device']}, torch {r['torch']}."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import actvar_cli
-from actvar_cli.convert.calibration import takes_everything
+from actvar_cli.convert.calibration import meets
 from actvar_cli.convert.convert import router_dim, with_experts
 from actvar_cli.convert.recording import decisions_at, draw_samples
 from actvar_cli.convert.settings import ConvertSettings
@@ -132,7 +132,7 @@ def setting_for(config: ModelConfig, scores: Scores, images: int, cost: float) -
     costs just that with nothing left out, nothing is.
     """
     if config.guidance:
-        if takes_everything(_cost(config, scores, images, EVERYTHING), cost):
+        if meets(_cost(config, scores, images, EVERYTHING), cost):
             return Setting(EVERYTHING)
         for paired in reversed(config.beginnings):
             if _cost(config, scores, images, EVERYTHING, paired) <= cost:

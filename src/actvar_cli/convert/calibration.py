@@ -26,16 +26,15 @@ APART = 0.15
 """How far from two thresholds that were measured the next one is, as a share of what lies between them."""
 
 NEAR = 0.005
-"""How near to a budget, as a share of it, a cost must be: that of everything, for nothing to be left out there, and any
-other, for nothing to be said."""
+"""How near to a budget, as a share of it, a cost must be to meet it."""
 
 Cost = Callable[[float], float]
 """The cost at a threshold."""
 
 
-def takes_everything(whole: float, budget: float) -> bool:
-    """Whether nothing is left out at ``budget`` where one row costs ``whole`` with everything computed."""
-    return abs(whole - budget) <= NEAR * budget
+def meets(cost: float, budget: float) -> bool:
+    """Whether ``cost`` is that of ``budget``; nothing is left out there where that of everything is."""
+    return abs(cost - budget) <= NEAR * budget
 
 
 @torch.inference_mode()
@@ -149,7 +148,7 @@ def calibrate_dials(
     """
     # Without one row, nothing left out is the dense model. All images cost the same.
     whole = measured_cost(model, EVERYTHING, images=1, seed=seed) if model.config.guidance else 1.0
-    met = [Dial(budget=b, threshold=EVERYTHING, cost=whole) for b in budgets if takes_everything(whole, b)]
+    met = [Dial(budget=b, threshold=EVERYTHING, cost=whole) for b in budgets if meets(whole, b)]
     budgets = sorted({*budgets} - {dial.budget for dial in met})
     measured = budgets if guess is None else sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]})
     last = images, SURE_TOLERANCE, SURE_TRIALS if guess is None else 1
@@ -168,7 +167,7 @@ def calibrate_dials(
     dials = [Dial(budget=b, threshold=found[b], cost=costs.at(found[b])) for b in budgets if b in found]
     for dial in dials:
         # Where many tokens share a score, one threshold leaves all of them out, the next one none.
-        if abs(dial.cost - dial.budget) > NEAR * dial.budget:
+        if not meets(dial.cost, dial.budget):
             progress.say(f"a budget of {dial.budget:g} comes to a cost of {dial.cost:.3f}, the nearest that can be set")
     return tuple(sorted(dials + met, key=lambda dial: dial.budget))
 

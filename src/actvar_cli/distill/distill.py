@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actvar_cli.convert.calibration import calibrate_dials, dials_of_both_rows, takes_everything
+from actvar_cli.convert.calibration import calibrate_dials, dials_of_both_rows, meets
 from actvar_cli.convert.convert import BUDGETS
 from actvar_cli.convert.recording import TeacherSamples
 from actvar_cli.distill.addition import Kept
@@ -146,7 +146,7 @@ def whole_budgets(cost_model: CostModel, budgets: Sequence[float]) -> set[float]
     if cost_model.config.guidance is None:
         return set()
     whole = cost_model.whole()
-    return {budget for budget in budgets if takes_everything(whole, budget)}
+    return {budget for budget in budgets if meets(whole, budget)}
 
 
 def resumable(course: Course, student: ActVAR, guided: ActVAR, aims: Sequence[Aim]) -> Kept:

@@ -139,8 +139,9 @@ def estimate(step: AnyStep, config: ModelConfig, *, speed: float) -> Estimate:
 
 
 def estimate_plan(run: Run) -> list[dict[str, Any]]:
-    """Every step of ``run`` with what it would take; figures are ``None`` where it is cached, or nothing here tells
-    its model's shape.
+    """Every step of ``run`` with what it would take.
+
+    Figures are ``None`` where it is cached, or nothing on this machine tells its model's configuration.
     """
     planned = run.plan()
     configs = [None if entry.outcome else run.config(entry.flow) for entry in planned]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -74,14 +74,11 @@ def config_here(name: str) -> ModelConfig | None:
     """
     from actvar_cli.weights.load import config_of, locate_here
 
-    source = locate_here(name)
-    try:
+    source, entry = locate_here(name), KNOWN.get(name)
+    with suppress(NotHereError):
         if source:
             return config_of(source)
-    except NotHereError:
-        pass
-    depth = KNOWN[name].depth if name in KNOWN else None
-    return published_config(depth) if depth else None
+    return published_config(entry.depth) if entry and entry.depth else None
 
 
 def _known_digest(name: str) -> str | None:

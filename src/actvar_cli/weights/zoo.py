@@ -137,7 +137,8 @@ def what_is_old(digest: str) -> str:
 
 def of_shape(depth: int, width: int, heads: int) -> str | None:
     """The name of the published model with that many blocks, channels and heads."""
-    if (width, heads) != (64 * depth, depth):
+    shape = published_config(depth).transformer
+    if (width, heads) != (shape.embed_dim, shape.num_heads):
         return None
     return next((entry.name for entry in KNOWN.values() if entry.depth == depth), None)
 
