@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,20 +106,27 @@ def test_usage_mistakes_are_one_line_and_exit_code_2(actvar: Actvar, arguments: 
     assert done.err.count("\n") == 1
 
 
-def test_ctrl_c_and_sigterm_are_interruptions(actvar: Actvar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_sigterm_and_a_closed_terminal_are_interruptions(
+    actvar: Actvar, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pressed() -> None:
         raise KeyboardInterrupt
 
-    def terminated() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+    def by(number: int) -> Callable[[], None]:
+        def terminated() -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
 
+        return terminated
+
+    # Under nohup, as the tests may be, it is ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = signal.getsignal(signal.SIGTERM)
-    for interrupted in (pressed, terminated):
+    for interrupted in (pressed, by(signal.SIGTERM), by(signal.SIGHUP)):
         monkeypatch.setattr(fetch, "list_models", interrupted)
         done = actvar("ls")
         assert (done.code, done.out, done.err) == (130, "", "error: interrupted\n")
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == (before, signal.SIG_DFL)
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -142,7 +150,13 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             RuntimeError("CUDA out of memory. Tried"),
             1,
-            "out of memory: try a smaller --batch, or another --device (CUDA out of memory. Tried)",
+            "out of memory: try a smaller batch, or another --device (CUDA out of memory. Tried)",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you"),
+            1,
+            "out of memory: try a smaller batch, or another --device "
+            "([enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you)",
         ),
     ],
 )

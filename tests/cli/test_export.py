@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,8 @@ def test_who_exports_what_was_trained_on_one_row_is_told(actvar: Actvar, models:
         (["DENSE", "-o", "out.pth", "--format", "var", "--push", "a/b"], "--push is for --format actvar"),
         (["DENSE", "-o", "out.pth", "--format", "var", "--dry-run"], "--dry-run is for --format actvar"),
         (["DENSE", "-o", "out", "--private"], "--private is for --push"),
+        (["", "-o", "out"], "no model is named: `actvar ls` shows the known ones"),
+        (["DENSE", "--push", ""], "'' is no repository name: write owner/repo"),
         (["DENSE", "--push", "small"], "'small' is no repository name: write owner/repo"),
         (["DENSE", "--push", "me/small"], "HF_HUB_OFFLINE forbids pushing to me/small: unset it"),
         (["DENSE", "-o", "full"], "full exists and is not empty: choose another name, or replace it with --force"),
@@ -170,6 +173,15 @@ def test_a_recipe_goes_with_no_model_of_an_earlier_one(actvar: Actvar, models: P
     Path("run/run.json").write_text(json.dumps({**record, "finished": False, "steps": []}))
     assert actvar("export", "run", "-o", "out").code == 0
     assert not Path("out/recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("record", ['{"steps": 1000}', "[1]", '{"steps": ["a"]}', "no JSON"])
+def test_a_record_of_another_program_is_none(actvar: Actvar, models: Path, tmp_path: Path, record: str) -> None:
+    shutil.copytree(models, tmp_path / "mine")
+    (tmp_path / "mine" / "dense.safetensors").rename(tmp_path / "mine" / "model.safetensors")
+    (tmp_path / "mine" / "run.json").write_text(record)
+    assert actvar("export", "mine", "-o", "out").code == 0
+    assert not Path("out/run.json").exists()
 
 
 def test_a_folder_that_cannot_be_replaced(actvar: Actvar, models: Path) -> None:

@@ -31,9 +31,10 @@ def test_quiet_is_the_path_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_person_reads_tables_and_text_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     path = "x" * 300
-    Out().result(DATA, table("what", "dense", rows=[("cost [bold]", "1.0"), ("time", "20 ms")]), path)
+    Out().result(DATA, table("what", "dense", rows=[("cost [bold]", "1.0"), ("time", "20 ms")], title="m[/v2]"), path)
     lines = capsys.readouterr().out.splitlines()
     assert path in lines
+    assert "m[/v2]" in [line.strip() for line in lines]
     assert [line.split() for line in lines if "[bold]" in line] == [["cost", "[bold]", "1.0"]]
     # Figures stand to the right.
     assert [line.rstrip().endswith(("dense", "1.0", "20 ms")) for line in lines if line.strip() and "─" not in line][:3]

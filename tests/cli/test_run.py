@@ -94,6 +94,8 @@ def test_a_dry_run_fetches_no_tokenizer(actvar: Actvar, tmp_path: Path, monkeypa
     (tmp_path / "r.yaml").write_text("version: 1\nsteps:\n  - {step: convert, model: ./var_d1.pth}\n")
     done = actvar("run", "r.yaml", "--dry-run", "--json")
     assert (done.code, done.json["steps"][0]["seconds"]) == (0, None)
+    done = actvar("run", "r.yaml", "--dry-run", "--device", "abacus")
+    assert done.code == 2 and done.err.startswith("error: device 'abacus' is not usable here: ")
     # What is wrong with a file that is here is said.
     (tmp_path / "var_d1.pth").write_text("text")
     done = actvar("run", "r.yaml", "--dry-run")
@@ -104,7 +106,7 @@ def test_a_gate_that_is_not_met(actvar: Actvar, recipe: Path) -> None:
     done = actvar("run", recipe, "--set", "steps.evaluate.max_cost=0.01")
     assert done.code == 3
     assert "cost, transformer" in done.out
-    assert done.err.splitlines()[-1].startswith("error: gate not met: cost 0.")
+    assert done.err.splitlines()[-1].startswith("error: evaluate: gate not met: cost 0.")
     assert Path("runs/small/report.html").exists()
 
 

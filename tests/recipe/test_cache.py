@@ -62,7 +62,7 @@ def test_recipe_and_record_belong_together(tmp_path: Path) -> None:
     with folder.begin():
         assert not (folder.path / "recipe.yaml").exists()
         assert folder.published() == set()
-        folder.record("version: 1\n", {"files": ["model.safetensors", "../of-others.txt", "/of-others.txt"]})
+        folder.record("version: 1\n", {"actvar": "1", "files": ["model.safetensors", "../of-others.txt", "/x"]})
     assert (folder.path / "recipe.yaml").read_text() == "version: 1\n"
     assert folder.published() == {"model.safetensors"}
 
@@ -84,9 +84,9 @@ def test_clearing_keeps_only_what_it_is_told_to(tmp_path: Path) -> None:
 
 def test_published_files_are_the_steps_own(tmp_path: Path) -> None:
     folder = finished(tmp_path)
-    folder.publish("convert", "model.safetensors")
+    assert folder.publish("convert", "model.safetensors", ours=())
     assert os.path.samefile(folder.path / "model.safetensors", folder.of_step("convert") / "model.safetensors")
-    folder.publish("convert", "model.safetensors")
+    assert folder.publish("convert", "model.safetensors", ours=())
     assert folder.outcome("convert") is not None
 
 
@@ -96,8 +96,31 @@ def test_where_links_are_impossible_a_copy_is_made(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "link", refuse)
     folder = finished(tmp_path)
-    folder.publish("convert", "model.safetensors")
+    assert folder.publish("convert", "model.safetensors", ours=())
     assert (folder.path / "model.safetensors").read_text() == "weights"
+
+
+def test_what_others_put_at_the_top_stays(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    mine = folder.path / "model.safetensors"
+    mine.write_text("mine")
+    assert not folder.publish("convert", "model.safetensors", ours={"README.md"})
+    assert mine.read_text() == "mine"
+    assert folder.publish("convert", "model.safetensors", ours={"model.safetensors"})
+    assert mine.read_text() == "weights"
+
+
+def test_a_folder_is_not_a_runs_for_having_steps(tmp_path: Path) -> None:
+    (tmp_path / "steps" / "export").mkdir(parents=True)
+    (tmp_path / "run.json").write_text('{"steps": 1000}')
+    with pytest.raises(InputError, match="is not the folder of a run"):
+        RunFolder(tmp_path).check()
+    (tmp_path / "run.json").write_text('{"actvar": "0.1.0", "steps": []}')
+    RunFolder(tmp_path).check()
+    # Stopped before its first step was done.
+    with RunFolder(tmp_path / "new").begin():
+        pass
+    RunFolder(tmp_path / "new").check()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

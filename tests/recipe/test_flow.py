@@ -107,6 +107,11 @@ def test_a_report_shows_the_model_that_the_evaluation_compared_with_or_none(tmp_
             ["step: convert, model: var-fashion, name: eight", "step: profile, model: eigth"],
             "r.yaml:4:28: unknown model 'eigth' (did you mean 'eight'?): `actvar ls` shows the known ones",
         ),
+        (["step: profile, model: ''"], "r.yaml:3:28: names no model: `actvar ls` shows the known ones"),
+        (
+            ["step: sample, model: var-fashion, name: pictures"],
+            "r.yaml:3:46: pictures.png is what a report leaves: give the step another 'name'",
+        ),
     ],
 )
 def test_what_does_not_fit_together(tmp_path: Path, steps: list[str], message: str) -> None:

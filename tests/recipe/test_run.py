@@ -177,8 +177,70 @@ def test_a_gate_ends_a_run_that_is_otherwise_whole(models: Path, whole: tuple[Pa
     run = prepare(models, folder, WHOLE, "steps.evaluate.max_cost=0.01")
     run.execute()
     assert "evaluate" in cached(run)
-    with pytest.raises(GateError, match=r"gate not met: cost 0\.\d+ exceeds 0\.01"):
+    with pytest.raises(GateError, match=r"^evaluate: gate not met: cost 0\.\d+ exceeds 0\.01$"):
         run.check_gates()
+
+
+def test_every_evaluation_that_misses_its_gates_is_named(models: Path, tmp_path: Path) -> None:
+    step = "  - {step: evaluate, name: NAME, model: MODELS/compressed.safetensors, count: 2, max_cost: 0.01}\n"
+    text = "version: 1\nsteps:\n" + step.replace("NAME", "one") + step.replace("NAME", "other")
+    run = prepare(models, tmp_path, text.replace("count: 2", "count: 2, against: MODELS/dense.safetensors"))
+    run.execute()
+    with pytest.raises(GateError) as caught:
+        run.check_gates()
+    assert [line.split(": cost")[0] for line in str(caught.value).splitlines()] == [
+        "one: gate not met",
+        "other: gate not met",
+    ]
+
+
+def test_a_report_shows_the_recipe_as_it_is(models: Path, whole: tuple[Path, dict[str, Any], Watch]) -> None:
+    folder, _, _ = whole
+    run = prepare(models, folder, WHOLE.replace("name: whole", "name: renamed"))
+    run.execute()
+    assert cached(run) == ["convert", "distill", "profile", "evaluate", "export"]
+    assert "name: renamed" in (run.path / "report.html").read_text()
+    prepare(models, folder, WHOLE).execute()
+
+
+def test_files_of_others_in_a_runs_folder_stay(models: Path, tmp_path: Path) -> None:
+    run = prepare(models, tmp_path, CHEAP.replace("  - {step: export}\n", ""))
+    run.execute()
+    readme, weights = run.path / "README.md", run.path / "model-00001-of-00002.safetensors"
+    readme.write_text("mine")
+    weights.write_text("mine")
+    run = prepare(models, tmp_path, CHEAP)
+    record = run.execute()
+    assert (readme.read_text(), weights.read_text()) == ("mine", "mine")
+    assert "README.md" not in record["files"] and "model.safetensors" in record["files"]
+    assert isinstance(run.progress, Watch)
+    assert [line for line in run.progress.said if line.startswith("warning")] == [
+        f"warning: {readme} is not of a run and stays: what this one made is {run.path / 'steps/export/README.md'}"
+    ]
+
+
+def test_what_is_cached_opens_no_model(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "version: 1\nsteps:\n  - {step: convert, model: MODELS/dense.safetensors, experts: 4, images: 16}\n"
+    text += "  - {step: sample, count: 1, classes: [0]}\n"
+    prepare(models, tmp_path, text).execute()
+    run = prepare(models, tmp_path, text)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("actvar_cli.recipe.models.open_model", refuse)
+    run.execute()
+    assert cached(run) == ["convert", "sample"]
+
+
+def test_a_forced_run_does_not_go_on_from_a_checkpoint_of_before(models: Path, tmp_path: Path) -> None:
+    text = WHOLE.split("  - {step: profile")[0]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(models, tmp_path, text, stop_at="distilling tokens").execute()
+    assert list((tmp_path / "run/steps/distill").glob("*.checkpoint.safetensors"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(models, tmp_path, text, stop_at="sampling the teacher", force=True).execute()
+    assert not list((tmp_path / "run/steps/distill").glob("*.checkpoint.safetensors"))
 
 
 def test_a_changed_setting_runs_only_what_depends_on_it(models: Path, tmp_path: Path) -> None:

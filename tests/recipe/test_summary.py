@@ -10,6 +10,7 @@ from actvar_cli.errors import GateError
 from actvar_cli.evaluate.evaluate import Agreement, Evaluation, Quality
 from actvar_cli.profile.profile import profile
 from actvar_cli.profile.units import duration, quantity
+from actvar_cli.recipe.cache import RunRecord
 from actvar_cli.recipe.steps import Gates
 from actvar_cli.recipe.summary import check_gates, measured, metrics, table
 from tests.tiny import tiny_model
@@ -59,6 +60,18 @@ def test_the_table_of_an_evaluation() -> None:
     assert table(None, None) == []
 
 
+def test_quality_at_another_budget_than_the_cost_beside_it_says_so() -> None:
+    found = evaluation().model_copy(update={"student": quality(cost=0.702, threshold=0.5, distance=0.44, accuracy=0.9)})
+    whole = profile(tiny_model(), batch=1, repeats=1)
+    same = whole.model_copy(update={"cost": 0.7, "image_cost": 0.8, "speedup": 1.2, "threshold": 0.5})
+    assert all("where quality" not in row[0] for row in table(same, found))
+    assert [m.shown for m in metrics(same, found) if m.kind == "cost"] == ["70.0 %", "80.0 %"]
+    for update in ({"threshold": 1.0}, {"paired_scales": 2}):
+        other = same.model_copy(update=update)
+        assert ("cost, transformer, where quality was measured", "", "70.2 %") in table(other, found)
+        assert [m.shown for m in metrics(other, found) if m.kind == "cost"] == ["70.0 %", "80.0 %", "70.2 %"]
+
+
 def test_metrics_say_what_they_are() -> None:
     shown = [(m.kind, m.name, m.value, m.shown, m.dense) for m in metrics(None, evaluation())]
     assert shown == [
@@ -84,16 +97,18 @@ def test_only_inception_features_are_called_fid(network: str, kind: str) -> None
     assert found.name.startswith("FID" if kind == "fid" else "Fréchet distance")
 
 
-def record(made: str, exported: str, about: str) -> dict[str, Any]:
+def record(made: str, exported: str, about: str) -> RunRecord:
     """A run that made a model, exported it as another file, and evaluated ``about``."""
     result = evaluation().model_dump(mode="json")
-    return {
+    told = {
+        "actvar": "1",
         "steps": [
             {"step": "distill", "inputs": {"model": "0"}, "outputs": {"model.safetensors": made}, "result": {}},
             {"step": "evaluate", "inputs": {"model": about}, "outputs": {}, "result": result},
             {"step": "export", "inputs": {"model": made}, "outputs": {"model.safetensors": exported}, "result": {}},
-        ]
+        ],
     }
+    return RunRecord.model_validate(told)
 
 
 def test_a_run_tells_what_it_measured_of_this_model_and_no_other() -> None:
@@ -102,7 +117,7 @@ def test_a_run_tells_what_it_measured_of_this_model_and_no_other() -> None:
     assert measured(record("a", "b", about="a"), ["b"]) == expected
     assert measured(record("a", "b", about="c"), ["b"]) == []
     assert measured(record("a", "b", about="a"), ["c"]) == []
-    assert measured({}, ["a"]) == []
+    assert measured(RunRecord(actvar="1"), ["a"]) == []
 
 
 def test_gates() -> None:

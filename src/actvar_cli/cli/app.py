@@ -91,7 +91,7 @@ def _program(
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does: half-written files are removed on the way out."""
+    """SIGTERM, and a terminal that is closed, end the program as Ctrl-C does: half-written files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -99,11 +99,14 @@ def _terminable() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # Windows has no SIGHUP; under nohup it is ignored, and stays so.
+    ends = [s for s in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s and signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

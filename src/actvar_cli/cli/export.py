@@ -52,8 +52,8 @@ def export(
     out = Out(as_json=as_json, quiet=quiet)
     if private and push is None:
         raise InputError("--private is for --push")
-    if settings.format == "var" and (push or dry_run):
-        raise InputError(f"{'--push' if push else '--dry-run'} is for --format actvar")
+    if settings.format == "var" and (push is not None or dry_run):
+        raise InputError(f"{'--dry-run' if push is None else '--push'} is for --format actvar")
     if output is None and (push is None or settings.format == "var"):
         raise InputError("say where the model goes: -o PATH, or --push OWNER/REPO")
     if settings.format == "var":
@@ -95,7 +95,7 @@ class _Export:
         from actvar_cli.recipe import models
 
         # Whoever may not push is told so before a model of many GB is read.
-        self.target = _ask(push) if push else None
+        self.target = None if push is None else _ask(push)
         self.dry_run = dry_run
         if self.target and not dry_run and (refusal := self.target.refusal((), private=private, force=force)):
             raise InputError(refusal)
@@ -165,22 +165,17 @@ def _ask(repo: str) -> Target:
 
 def _of_run(folder: Path, digest: str) -> tuple[dict[str, str], list[Any]]:
     """The texts that go along from a run's folder, and what the run measured of the model of that sha256."""
-    import json
-
-    from actvar_cli.recipe.cache import RECIPE, RECORD, read_texts
+    from actvar_cli.recipe.cache import RECIPE, RECORD, read_record, read_texts
     from actvar_cli.recipe.summary import measured
 
-    files = read_texts(folder, (RECIPE, RECORD)) if folder.is_dir() else {}
-    try:
-        record = json.loads(files.get(RECORD, "{}"))
-    except ValueError as error:
-        raise InputError(f"{folder / RECORD} is damaged: {error}") from error
-    digests = set(digest.split("+"))
-    made = [output for step in record.get("steps", ()) for output in step.get("outputs", {}).values()]
-    if not record.get("finished", True) and digests.isdisjoint(made):
-        # Of a run that was stopped: the model is an earlier one's.
-        files = {}
-    return files, measured(record, digests)
+    record, digests = read_record(folder), set(digest.split("+"))
+    if record is None:
+        # Whatever is called so is of another program.
+        return {}, []
+    made = {output for step in record.steps for output in step.outputs.values()}
+    # Of a run that was stopped: the model is an earlier one's.
+    of_another = not record.finished and digests.isdisjoint(made)
+    return {} if of_another else read_texts(folder, (RECIPE, RECORD)), measured(record, digests)
 
 
 def _message(model: ActVAR) -> str:

@@ -34,8 +34,9 @@ def in_words(error: BaseException) -> tuple[str, int]:
     # typer's usage errors are known by what they can do: their class is not public in every version.
     if hasattr(error, "format_message"):
         return _usage(error), WRONG_INPUT
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return f"out of memory: try a smaller --batch, or another --device ({_first_line(error)})", FAILED
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
+        return f"out of memory: try a smaller batch, or another --device ({_first_line(error)})", FAILED
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full", FAILED
     if isinstance(error, OSError) and error.strerror:

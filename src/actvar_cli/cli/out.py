@@ -80,10 +80,11 @@ def table(*headers: str, rows: Sequence[Sequence[str]], title: str | None = None
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    heading = None if title is None else Text(title)
+    made = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold", pad_edge=False)
     for column, header in enumerate(headers):
         figures = column > 0 and all(_is_figure(row[column]) for row in rows)
-        made.add_column(header, justify="right" if figures else "left", no_wrap=column == 0)
+        made.add_column(Text(header), justify="right" if figures else "left", no_wrap=column == 0)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made

@@ -147,6 +147,10 @@ def convert(
     Raises InputError where the settings do not suit the model, ActvarError where the result is not the same function.
     """
     check(teacher, settings)
+    if teacher.shares_weights:
+        raise InputError(
+            f"{teacher.config.name} was converted before, and what came of it shares its weights: load it anew"
+        )
     progress = progress or Progress()
     generator = torch.Generator().manual_seed(seed)
     arch = teacher.config.transformer
@@ -167,6 +171,7 @@ def convert(
             scale_offsets=scale_offsets(teacher.config.tokenizer.patch_nums) if settings.router in BY_TOKEN else (),
         ),
     )
+    teacher.shares_weights = True
     # Before the neurons change places in the teacher, whose weights these are.
     taylor = settings.method == "taylor"
     sensitivities = taylor_scores(teacher, samples, progress) if taylor else [None] * arch.depth

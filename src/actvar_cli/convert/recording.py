@@ -46,6 +46,14 @@ class TeacherSamples:
             self.labels[index], self.tokens[index], None if self.logits is None else self.logits[index]
         )
 
+    def some(self, count: int) -> TeacherSamples:
+        """At most ``count``: the first ones, or where there are more classes than that, of classes spread over all.
+
+        Samples have the classes in turn, and of a thousand the first ones are alike: fishes and birds.
+        """
+        classes, index = len(self.labels.unique()), torch.arange(min(count, len(self)))
+        return self[index * classes // len(index) if len(index) < classes else index]
+
 
 @dataclass(frozen=True)
 class FFNRecord:
@@ -217,8 +225,9 @@ def draw_samples(
 
 @torch.no_grad()
 def decisions_at(model: ActVAR, samples: TeacherSamples, threshold: float, images: int) -> list[Decisions]:
-    """What every block decides at ``threshold``, teacher-forced on the first ``images`` samples."""
-    rows, var_input = rows_of(model, samples.labels[:images], samples.tokens[:images])
+    """What every block decides at ``threshold``, teacher-forced on ``images`` of the samples."""
+    few = samples.some(images)
+    rows, var_input = rows_of(model, few.labels, few.tokens)
     context = model.transformer.teacher_forced(threshold)
     model.transformer(rows, var_input, context)
     return context.decisions

@@ -28,7 +28,7 @@ def taylor_scores(model: ActVAR, samples: TeacherSamples, progress: Progress) ->
     L is the negative log-likelihood of the model's own samples, after guidance; the sum is over all tokens. Unlike the
     rest of a conversion this takes the memory of a backward pass over an image.
     """
-    images, batch = min(IMAGES, len(samples)), max(1, sampling_batch(model) // 4)
+    samples, batch = samples.some(IMAGES), max(1, sampling_batch(model) // 4)
     guidance = guidance_by_position(model.config, model.config.usual_cfg, model.device)
     seen: list[Tensor] = []
 
@@ -39,11 +39,11 @@ def taylor_scores(model: ActVAR, samples: TeacherSamples, progress: Progress) ->
 
     scores: list[Any] = [0.0 for _ in model.transformer.stack]
     model.requires_grad_(False)
-    with ExitStack() as stack, torch.enable_grad(), progress.task("weighing neurons", images) as task:
+    with ExitStack() as stack, torch.enable_grad(), progress.task("weighing neurons", len(samples)) as task:
         for block in model.transformer.stack:
             stack.callback(block.ffn.fc2.register_forward_pre_hook(keep).remove)
-        for start in range(0, images, batch):
-            part = samples[torch.arange(start, min(start + batch, images))]
+        for start in range(0, len(samples), batch):
+            part = samples[torch.arange(start, min(start + batch, len(samples)))]
             seen.clear()
             logits = guide(model.transformer(*paired_rows(model, part.labels, part.tokens)), guidance)
             F.cross_entropy(logits.flatten(0, 1), part.tokens.flatten().long(), reduction="sum").backward()

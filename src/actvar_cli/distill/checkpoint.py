@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from actvar_cli.distill.optimiser import Optimiser
+from actvar_cli.errors import ActvarError
 
 
 def save_checkpoint(path: Path, parts: Mapping[str, nn.Module], optimiser: Optimiser, state: dict[str, Any]) -> None:
@@ -30,7 +31,10 @@ def save_checkpoint(path: Path, parts: Mapping[str, nn.Module], optimiser: Optim
         tensors |= {f"moment.{key}.{name}": value.detach().cpu().clone() for key, value in moments.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={"format": "pt", "state": json.dumps(state)})
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", "state": json.dumps(state)})
+    except SafetensorError as error:
+        raise ActvarError(f"cannot write the checkpoint {path}: {error}") from error
     os.replace(temporary, path)
 
 

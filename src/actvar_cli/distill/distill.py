@@ -35,6 +35,7 @@ from actvar_cli.distill.token_stage import (
     add_token_gates,
     drop_idle_gates,
     fit_token_gates,
+    gate_config,
     weigh_gates,
     without_token_gates,
 )
@@ -284,6 +285,7 @@ def distill(
     if stages.tokens.steps:
         # Those of an earlier distillation make way for those that come, which may be of another shape.
         student = without_token_gates(student)
+        gate_config(student.config, stages.tokens)
     cost = CostModel(student.config, student.device)
     most, least, budgets = cost.most(), cost.least_by_experts(), settings.budgets
     if max(budgets) >= most:
@@ -354,7 +356,7 @@ def distill(
                 generator=generator,
                 progress=progress,
             )
-            few = samples[torch.arange(min(WEIGHED, len(samples)))]
+            few = samples.some(WEIGHED)
             target = taught(teacher, few, guidance_of(student))
             weigh_gates(student, partial(trials, student, few, target, saving or budgets))
             # At the lowest budget gates skip most: what is idle there is idle everywhere.

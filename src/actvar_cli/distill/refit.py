@@ -129,10 +129,10 @@ def refit(
     Tokens that the student leaves out count for that, but not for the fit.
     """
     images = max(1, TOKENS // (student.config.rows * student.config.tokenizer.num_tokens))
-    first = torch.arange(min(images, len(samples)))
-    rows = rows_of(teacher, samples[first].labels, samples[first].tokens)
+    few = samples.some(images)
+    rows = rows_of(teacher, few.labels, few.tokens)
     # An image's rows one after the other, so that no threshold gets but one kind of them.
-    labels, var_input = (of.unflatten(0, (-1, len(first))).transpose(0, 1).flatten(0, 1) for of in rows)
+    labels, var_input = (of.unflatten(0, (-1, len(few))).transpose(0, 1).flatten(0, 1) for of in rows)
     shares = min(len(labels), len(thresholds) * math.ceil(len(labels) / (ROWS * len(thresholds))))
     strength = student.transformer.teacher_forced(thresholds[0]).strength
     var, length = student.transformer, student.config.tokenizer.num_tokens

@@ -15,10 +15,12 @@ from torch import Tensor
 from actvar_cli.convert.recording import TeacherSamples, decisions_at, record_blocks
 from actvar_cli.convert.regression import fit_low_rank, fit_perceptron, fit_reconstruction, relative_energy
 from actvar_cli.distill.settings import TokensStage
+from actvar_cli.errors import InputError
 from actvar_cli.model.attention import SelfAttention
 from actvar_cli.model.block import Record
 from actvar_cli.model.config import ModelConfig, TokenGateConfig
 from actvar_cli.model.counters import attention_macs, ffn_macs, reconstruction_macs, router_macs
+from actvar_cli.model.delta import using
 from actvar_cli.model.places import InPlace
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR
@@ -31,6 +33,9 @@ SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 HANDICAP = 1.0
 """How much more than is best before a training: experts learn to say what others would have said, stand-ins less."""
 
+LEAST_SAVING = 1e-3
+"""What a skipped token counts as saving at the least, in smallest experts."""
+
 RECORDED = 8192
 """Tokens that gates and reconstructions are fitted to, about."""
 
@@ -40,8 +45,13 @@ IDLE = 0.85
 
 def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] | None = None) -> ActVAR:
     """``student``, which has none, with untrained token gates and reconstructions in ``blocks`` (``None``: in all)."""
-    last = len(student.config.tokenizer.patch_nums)
-    dim = student.config.transformer.embed_dim
+    gate = gate_config(student.config, stage)
+    return _with_gates(student, gate if blocks is None else gate.model_copy(update={"blocks": tuple(blocks)}))
+
+
+def gate_config(config: ModelConfig, stage: TokensStage) -> TokenGateConfig:
+    """The token gates that ``stage`` asks for, in all blocks; InputError where a skipped token would save no work."""
+    last, dim = len(config.tokenizer.patch_nums), config.transformer.embed_dim
     gate = TokenGateConfig(
         scales=tuple(range(max(1, last - stage.scales), last)),
         gate_dim=max(8, dim // 16),
@@ -50,9 +60,13 @@ def add_token_gates(student: ActVAR, stage: TokensStage, blocks: Sequence[int] |
         kind=stage.gate,
         skips=stage.skips,
         reconstruction=stage.reconstruction,
-        blocks=None if blocks is None else tuple(blocks),
     )
-    return _with_gates(student, gate)
+    if saving(config.model_copy(update={"token_gate": gate}), density=1.0) <= 0:
+        raise InputError(
+            "stages.tokens: to rebuild a skipped token takes as much work as it saves: choose a lower rank than "
+            f"{gate.rank}, or a lower kv_rank than {gate.kv_rank}"
+        )
+    return gate
 
 
 def without_token_gates(student: ActVAR) -> ActVAR:
@@ -174,10 +188,11 @@ def fit_token_gates(
     blocks = student.transformer.stack
     whole = config.token_gate.kind == "grid" or config.token_gate.reads_neighbours
     most = max(1, RECORDED // int(student.transformer.gated_positions().sum())) if whole else RECORDED
-    samples = samples[torch.arange(min(len(samples), most))]
+    samples = samples.some(most)
     per_image = None if whole else max(1, RECORDED // len(samples))
     records, scales = record_gated(student, samples, per_image, threshold, generator, progress)
-    per_expert = math.log(saving(config, density))
+    # At a low density of experts a skipped block saves little: then next to nothing is worth skipping.
+    per_expert = math.log(max(saving(config, density), LEAST_SAVING))
     explained: list[float] = []
     with progress.task("fitting token gates", len(blocks)) as task:
         for block, record in zip(blocks, records, strict=True):
@@ -186,7 +201,10 @@ def fit_token_gates(
                 seen = left_out(record, config, around=block.from_neighbours)
             explained.append(fit_reconstruction(block.reconstruction, seen.record))
             if block.rebuilds_kv:
-                fit_kv_reconstruction(block.attn, block.kv_reconstruction, seen.record.h, around=block.from_neighbours)
+                with using(student.transformer.weights(threshold)):
+                    fit_kv_reconstruction(
+                        block.attn, block.kv_reconstruction, seen.record.h, around=block.from_neighbours
+                    )
             stand_in = block.reconstruction(seen.record.h, seen.record.known)
             error = relative_energy(stand_in - seen.record.update, seen.record.out) - per_expert
             _fit_gate(block.token_gate, seen, error, generator)

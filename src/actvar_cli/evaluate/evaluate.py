@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from actvar_cli.model.cache import images_together
 from actvar_cli.model.config import Frozen
 from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import device_name, synchronise
-from actvar_cli.model.sampling import ActVAR, Samples, SamplingSettings, balanced_labels
+from actvar_cli.model.sampling import ActVAR, Samples, SamplingSettings, Setting, balanced_labels
 from actvar_cli.progress import Progress
 
 AGREEMENT_IMAGES = 1000
@@ -36,11 +37,17 @@ class Quality(Frozen):
 
     name: str
     threshold: float | None
+    paired_scales: int = 0
     cost: float
     seconds_per_image: float
     distance: float | None
     accuracy: float | None
     accuracy_by_class: dict[str, float] | None
+
+    @property
+    def setting(self) -> Setting:
+        """What the model left out."""
+        return Setting(self.threshold, self.paired_scales)
 
 
 class Agreement(Frozen):
@@ -68,6 +75,9 @@ class Evaluation(Frozen):
     ``floor`` is the distance of real training images to real test images, in the features of ``feature_network``.
     """
 
+    COST_BESIDE: ClassVar[str] = "cost, transformer, where quality was measured"
+    """What `cost_beside` is called where it is shown."""
+
     images: int
     batch: int
     seed: int
@@ -88,6 +98,10 @@ class Evaluation(Frozen):
         if self.student.distance is None or not self.teacher.distance:
             return None
         return self.student.distance / self.teacher.distance
+
+    def cost_beside(self, setting: Setting) -> float | None:
+        """The student's cost, if it was measured at another setting than the one whose cost is shown beside it."""
+        return self.student.cost if self.student.setting != setting else None
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The table for a person: what, teacher, student."""
@@ -143,6 +157,7 @@ class Run:
         return Quality(
             name=self.model.config.name,
             threshold=self.model.threshold,
+            paired_scales=self.model.setting.paired_scales,
             cost=self.counter.cost,
             seconds_per_image=self.seconds / len(labels),
             distance=distance,

@@ -11,14 +11,27 @@ from pathlib import Path
 
 import torch
 
+from actvar_cli.errors import InputError
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of ``malloc.h``: how much free memory is kept, and from which size on tensors get memory of their own."""
 
 MOST_KEPT = 2**31 - 1
 """The largest number that either takes."""
 
+MOST_OF_AN_ARENA = 2**25
+"""The largest that older versions of glibc take for the second: half of what one of their arenas holds."""
+
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux tells what the CPU is and has."""
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; InputError where there is none such here."""
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from error
 
 
 def synchronise(device: torch.device) -> None:
@@ -43,7 +56,8 @@ def fast_bf16(device: torch.device) -> bool:
     A CPU of Intel's has to have AMX: with ``avx512_bf16`` alone they take nearly twice as long.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX512_BF16", "AMX"):
         return False
     about = CPU_INFO.read_text() if CPU_INFO.exists() else ""
@@ -85,9 +99,12 @@ def keep_memory(device: torch.device) -> None:
     changed where the environment says how to allocate.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if device.type == "cpu" and mallopt and not any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ):
-        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            mallopt(parameter, MOST_KEPT)
+    told = any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ)
+    if device.type != "cpu" or not mallopt or told:
+        return
+    # The second alone would fix the first at 128 KB, and every tensor would be asked for anew.
+    if mallopt(M_MMAP_THRESHOLD, MOST_KEPT) or mallopt(M_MMAP_THRESHOLD, MOST_OF_AN_ARENA):
+        mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def return_memory() -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MOST = 3
 """Recordings of a model that are kept: enough to compare two thresholds in turn, that begin as the original does."""
 
+STRENGTHS = 4
+"""Of a scale in each recording, by the strength of guidance."""
+
 
 class Pass:
     """One sampling, scale after scale, for what `VAR.conditions` takes; other arguments as in `VAR.scale_logits`.
@@ -105,9 +108,11 @@ class RecordedPass(Pass):
             # What is recorded reads memory of its own.
             self.cache.adopt(after.cache.first(len(cond)))
         if recording.conditions is None:
-            recording.conditions = torch.cuda.CUDAGraph()
-            with using(self.weights), torch.cuda.graph(recording.conditions, pool=recording.pool):
+            graph = torch.cuda.CUDAGraph()
+            with using(self.weights), torch.cuda.graph(graph, pool=recording.pool):
                 recording.ada = var.conditions(recording.cond)
+            # Only now: one that failed is nothing to be played.
+            recording.conditions = graph
         recording.conditions.replay()
 
     def logits(self, x: Tensor, scale: int, strength: float | None = None) -> Tensor:
@@ -118,6 +123,9 @@ class RecordedPass(Pass):
         out = made.logits[: shape[0] * shape[1] * shape[2]].view(shape)
         graph = made.scales.get((scale, strength))
         if graph is None:
+            others = [key for key in made.scales if key[0] == scale]
+            if len(others) >= STRENGTHS:
+                del made.scales[others[0]]
             graph = torch.cuda.CUDAGraph()
             with using(self.weights), torch.cuda.graph(graph, pool=made.pool):
                 self.var.scale_logits(

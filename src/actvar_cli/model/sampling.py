@@ -134,6 +134,8 @@ class ActVAR(nn.Module):
         self.transformer = transformer
         self.tokenizer = tokenizer
         self.setting = Setting()
+        self.shares_weights = False
+        """Whether a conversion has changed the places of its neurons, and another one would those of what that made."""
 
     @property
     def threshold(self) -> float | None:

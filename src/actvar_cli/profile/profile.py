@@ -77,6 +77,7 @@ class Profile(Frozen):
     seed: int
     budget: float | None
     threshold: float | None
+    paired_scales: int = 0
     patch_nums: list[int]
     parameters: dict[str, int]
     tokenizer_parameters: int
@@ -87,6 +88,11 @@ class Profile(Frozen):
     speedup: float | None
     promised_speedup: float | None
     efficiency: float | None
+
+    @property
+    def setting(self) -> Setting:
+        """What the compressed model left out."""
+        return Setting(self.threshold, self.paired_scales)
 
     @property
     def types(self) -> str:
@@ -195,6 +201,7 @@ def profile(
         seed=seed,
         budget=_budget(model, budget, setting),
         threshold=setting.threshold,
+        paired_scales=setting.paired_scales,
         patch_nums=list(model.config.tokenizer.patch_nums),
         parameters=parameters(model),
         tokenizer_parameters=sum(p.numel() for p in model.tokenizer.parameters()),

@@ -93,6 +93,8 @@ def _abstract(data: ReportData) -> str:
         )
     elif e:
         said.append(f"The student does {percent(e.student.cost)} of the dense transformer's FLOPs.")
+    if p and e and (cost := e.cost_beside(p.setting)):
+        said.append(f"Quality was measured at another budget, where it does {percent(cost)}.")
     if e and e.student.distance is not None and e.teacher.distance is not None and e.floor is not None:
         said.append(
             f"Over {e.images:,} images under the same seeds, its Fréchet distance to real images is "
@@ -118,6 +120,8 @@ def _headline(number: Numbering, data: ReportData) -> str:
         rows += _cost_rows(data.profile)
     if data.evaluation:
         rows += _quality_rows(data.evaluation)
+        if data.profile and (cost := data.evaluation.cost_beside(data.profile.setting)):
+            rows.append((data.evaluation.COST_BESIDE, "", percent(cost), ""))
     return number.table(
         ("", "dense", "compressed", "ratio"),
         rows,

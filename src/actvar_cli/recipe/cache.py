@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from actvar_cli import __version__
 from actvar_cli.errors import ActvarError, InputError
@@ -23,6 +23,9 @@ from actvar_cli.weights.files import new_file
 from actvar_cli.weights.stamp import Stamp
 
 STEPS, RECORD, RECIPE = "steps", "run.json", "recipe.yaml"
+
+MARK = ".actvar"
+"""The file in `STEPS` that tells the folder of a run from one that has a folder of that name."""
 
 DEPENDS = {
     "convert": ("model", "convert"),
@@ -71,6 +74,32 @@ def key_of(verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str], de
     return digest_json([verb, kept, dict(inputs), device, code_digest(verb)])
 
 
+class RecordedStep(BaseModel):
+    """What `run.json` says of a step, as far as anybody asks."""
+
+    step: str
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    result: dict[str, Any] = {}
+
+
+class RunRecord(BaseModel):
+    """What `run.json` says of a run, as far as anybody asks; ``actvar`` is the version that wrote it."""
+
+    actvar: str
+    finished: bool = True
+    files: tuple[str, ...] = ()
+    steps: tuple[RecordedStep, ...] = ()
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The record of the run that ``folder`` is of; ``None`` where there is none, or another program's."""
+    try:
+        return RunRecord.model_validate_json((folder / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 class RunFolder:
     """A run's folder: the results a user looks for at its top, what each step left under ``steps/``."""
 
@@ -83,7 +112,8 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise InputError(f"{self.path} exists and is not a folder")
-        if any(self.path.iterdir()) and not (self.path / STEPS).is_dir():
+        made_by_run = (self.path / STEPS / MARK).is_file() or read_record(self.path) is not None
+        if any(self.path.iterdir()) and not made_by_run:
             raise InputError(f"{self.path} exists and is not the folder of a run: choose another one with -o")
 
     @contextmanager
@@ -94,6 +124,7 @@ class RunFolder:
         """
         try:
             (self.path / STEPS).mkdir(parents=True, exist_ok=True)
+            (self.path / STEPS / MARK).touch()
             # Taken outside the block: a time-out of another lock, while the run works, is not this one's.
             held = FileLock(self.path / STEPS / ".lock").acquire(timeout=0)
         except Timeout:
@@ -107,12 +138,9 @@ class RunFolder:
 
     def published(self) -> set[str]:
         """Files that runs have shown at the top of the folder, by its record."""
-        try:
-            names = json.loads((self.path / RECORD).read_bytes()).get("files", ())
-            # A record that came with a folder from elsewhere names no file outside it.
-            return {name for name in names if Path(name).name == name}
-        except (OSError, ValueError, AttributeError, TypeError):
-            return set()
+        record = read_record(self.path)
+        # A record that came with a folder from elsewhere names no file outside it.
+        return {name for name in record.files if Path(name).name == name} if record else set()
 
     def record(self, recipe: str, record: Mapping[str, Any]) -> None:
         """Put the recipe as the user wrote it, and the record of what it came to, at the top of the folder."""
@@ -161,16 +189,22 @@ class RunFolder:
         self._remember(name, outcome)
         return outcome
 
-    def publish(self, name: str, file: str) -> None:
-        """Let a step's file appear at the top of the folder too, without a second copy where the disk can do that."""
+    def publish(self, name: str, file: str, ours: Collection[str]) -> bool:
+        """Let a step's file appear at the top of the folder too, without a second copy where the disk can do that.
+
+        False where a file of that name is there that is none of ``ours``: it stays as it is.
+        """
         source, target = self.of_step(name) / file, self.path / file
         if target.exists() and target.samefile(source):
-            return
+            return True
+        if os.path.lexists(target) and file not in ours:
+            return False
         with new_file(target, force=True) as temporary:
             try:
                 os.link(source, temporary)
             except OSError:
                 shutil.copy2(source, temporary)
+        return True
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove files at the top of the folder."""
@@ -178,10 +212,11 @@ class RunFolder:
             if (self.path / name).is_file():
                 (self.path / name).unlink()
 
-    def forget_outcomes(self, names: Iterable[str]) -> None:
-        """Let steps be as if they had not been done; what they left stays until they are."""
-        for name in names:
-            self._state(name).unlink(missing_ok=True)
+    def forget_outcome(self, name: str, unfinished: str) -> None:
+        """Let a step be as if it had not been done; what it left stays until it is, but not what is ``unfinished``."""
+        self._state(name).unlink(missing_ok=True)
+        for path in self.of_step(name).glob(unfinished):
+            path.unlink()
 
     def _remember(self, name: str, outcome: Outcome) -> None:
         with new_file(self._state(name), force=True) as temporary:

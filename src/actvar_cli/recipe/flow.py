@@ -10,7 +10,7 @@ from typing import Any
 
 from actvar_cli.errors import did_you_mean
 from actvar_cli.recipe.overrides import step_name
-from actvar_cli.recipe.steps import MAKES_MODEL, MEASURES, MODEL_KEYS, TEACHER_KEYS, VERBS
+from actvar_cli.recipe.steps import MAKES_MODEL, MEASURES, MODEL_KEYS, PICTURES, TEACHER_KEYS, VERBS
 from actvar_cli.recipe.text import Document, Place, Problem
 from actvar_cli.weights.zoo import KNOWN
 
@@ -78,6 +78,8 @@ class _Finder:
         if any(other.name == name for other in self.flow):
             at = (*place, "name" if raw.get("name") else "step")
             self.complain(at, f"two steps are called {name!r}: give one a 'name'")
+        if verb == "sample" and name == PICTURES:
+            self.complain((*place, "name"), f"{name}.png is what a report leaves: give the step another 'name'")
         key = MODEL_KEYS.get(verb, "model")
         model = self.named(raw, key, place) or self.current
         if model is None:
@@ -123,7 +125,9 @@ class _Finder:
                 self.complain((*place, key), f"step {given!r} makes no model")
             return Ref(given, made_here=True)
         word = os.sep not in given and not Path(given).suffix and not given.startswith("hf://")
-        if word and given not in KNOWN and not Path(given).exists():
+        if not given:
+            self.complain((*place, key), "names no model: `actvar ls` shows the known ones")
+        elif word and given not in KNOWN and not Path(given).exists():
             near = did_you_mean(given, [*KNOWN, *before])
             self.complain((*place, key), f"unknown model {given!r}{near}: `actvar ls` shows the known ones")
         return Ref(given)

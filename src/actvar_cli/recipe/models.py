@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> str:
-    """``auto`` as the best device there is; any other name as it is."""
-    if name != "auto":
-        return name
+    """``auto`` as the best device there is; any other name as it is, if there is such a device."""
     import torch
+
+    from actvar_cli.model.device import usable_device
+
+    if name != "auto":
+        usable_device(name)
+        return name
 
     if torch.cuda.is_available():
         return "cuda"

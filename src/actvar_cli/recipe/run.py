@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actvar_cli.convert.settings import ConvertSettings
+from actvar_cli.errors import GateError
 from actvar_cli.progress import Progress
 from actvar_cli.recipe import models, summary, work
 from actvar_cli.recipe.cache import Outcome, RunFolder, digest_json, key_of
@@ -74,6 +75,9 @@ class Run:
         for ref in self._named():
             if digest := models.digest_here(ref.name, self.progress):
                 self.digests[ref] = digest
+        return self._planned()
+
+    def _planned(self) -> list[Planned]:
         planned = []
         for flow, step in self._steps():
             found = self._cached(flow, step)
@@ -91,11 +95,12 @@ class Run:
         self.folder.check()
         for ref in self._named():
             self.digests[ref] = models.digest_of(ref.name, self.progress)
-        self._check_against_models()
+        self._check_against_models(self._planned())
         with self.folder.begin():
             if self.force:
                 # All of them now: stopped and gone on with, none is to be taken for one of this run.
-                self.folder.forget_outcomes(flow.name for flow in self.file.flow)
+                for flow in self.file.flow:
+                    self.folder.forget_outcome(flow.name, work.CHECKPOINTS)
             return self._execute(started, began)
 
     def _execute(self, started: datetime, began: float) -> dict[str, Any]:
@@ -114,7 +119,7 @@ class Run:
                 found = self._do(flow, step)
             self.outcomes[flow.name] = found
             self._release(steps[number + 1 :])
-            shown |= self._publish(flow)
+            shown |= self._publish(flow, before | shown)
             if number + 1 == len(steps):
                 # Of an earlier run, of another recipe.
                 self.folder.forget(before - shown)
@@ -124,13 +129,19 @@ class Run:
         return record
 
     def check_gates(self) -> None:
-        """Raise GateError where an evaluation of this run does not meet its gates."""
+        """Raise GateError where evaluations of this run do not meet their gates, with a line for each."""
         from actvar_cli.evaluate.evaluate import Evaluation
 
+        missed = []
         for flow, step in self._steps():
             if isinstance(step, EvaluateStep) and flow.name in self.outcomes:
                 evaluation = Evaluation.model_validate(self.outcomes[flow.name].result)
-                summary.check_gates(evaluation, step.settings(Gates))
+                try:
+                    summary.check_gates(evaluation, step.settings(Gates))
+                except GateError as error:
+                    missed.append(f"{flow.name}: {error}")
+        if missed:
+            raise GateError("\n".join(missed))
 
     def config(self, flow: Flow) -> ModelConfig | None:
         """The configuration of the model that ``flow`` is about; ``None`` where nothing on this machine tells it."""
@@ -154,19 +165,19 @@ class Run:
         refs = [ref for flow in self.file.flow for ref in (flow.model, flow.teacher) if ref and not ref.made_here]
         return list(dict.fromkeys(refs))
 
-    def _check_against_models(self) -> None:
+    def _check_against_models(self, planned: Iterable[Planned]) -> None:
         """What only the models can tell, told before the first long step rather than in the middle of the night."""
         from actvar_cli.convert.convert import check
         from actvar_cli.distill.data import chosen_pictures
         from actvar_cli.model.sampling import check_classes
 
-        for flow, step in self._steps():
-            pending = self._cached(flow, step) is None
-            if pending and isinstance(step, ConvertStep) and flow.model and not flow.model.made_here:
+        pending = [(entry.flow, entry.step) for entry in planned if entry.outcome is None]
+        for flow, step in pending:
+            if isinstance(step, ConvertStep) and flow.model and not flow.model.made_here:
                 check(self._open(flow.model), step.settings(ConvertSettings))
-            if pending and isinstance(step, SampleStep) and step.classes:
+            if isinstance(step, SampleStep) and step.classes:
                 check_classes(step.classes, self._classes(flow))
-            if pending and isinstance(step, DistillStep) and step.data:
+            if isinstance(step, DistillStep) and step.data:
                 chosen_pictures(self._pictures(step.data), step.images, self._classes(flow), self._seed(step))
 
     def _classes(self, flow: Flow) -> int:
@@ -215,6 +226,9 @@ class Run:
 
     def _key(self, flow: Flow, step: AnyStep, inputs: dict[str, str]) -> str:
         settings = {**step.model_dump(mode="json"), "seed": self._seed(step)}
+        if flow.verb == "report":
+            # It shows them.
+            settings |= {"title": self.file.name, "text": self.file.text, "overrides": list(self.overrides)}
         return key_of(flow.verb, settings, inputs, self.device)
 
     def _cached(self, flow: Flow, step: AnyStep) -> Outcome | None:
@@ -291,19 +305,26 @@ class Run:
             history = json.loads(path.read_text()) if path.exists() else []
         return work.Before(_profile(profile), _evaluation(evaluation), history)
 
-    def _publish(self, flow: Flow) -> set[str]:
-        """Show what a user looks for at the top of the folder; of the models, that of the last step that leaves one."""
+    def _publish(self, flow: Flow, ours: set[str]) -> set[str]:
+        """Show what a user looks for at the top of the folder; of the models, that of the last step that leaves one.
+
+        Where a file of that name is none of ``ours``, which runs have shown before, it stays, and the user is told.
+        """
         leave_model = [other for other in self.file.flow if other.verb in (*MAKES_MODEL, "export")]
         if flow.verb not in ("report", "sample") and flow not in leave_model[-1:]:
             return set()
         outputs = self.outcomes[flow.name].outputs
         files = {file for file in outputs if flow.verb not in MAKES_MODEL or file.startswith("model.")}
-        for file in files:
-            self.folder.publish(flow.name, file)
+        kept = {file for file in files if not self.folder.publish(flow.name, file, ours)}
+        for file in sorted(kept):
+            self.progress.say(
+                f"warning: {self.path / file} is not of a run and stays: "
+                f"what this one made is {self.folder.of_step(flow.name) / file}"
+            )
         if flow in leave_model:
             # Of an earlier run, which left the model in other files: two models in one folder are one too many.
-            self.folder.forget(own_weights(self.path) - files)
-        return files
+            self.folder.forget((own_weights(self.path) & ours) - files)
+        return files - kept
 
     def _record(self, started: datetime, seconds: float, cached: set[str], files: set[str]) -> dict[str, Any]:
         from actvar_cli.profile.report import versions

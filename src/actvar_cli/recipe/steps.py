@@ -33,6 +33,12 @@ Dtype = Annotated[
 PROFILE_WORK = 3 * 10**11
 """MACs of dense sampling that one batch of a profile may take, about: one image of a d16."""
 
+MANY = 10**9
+"""The most that may be asked for: more than anybody waits for, and a number that all of it can be counted in."""
+
+PICTURES = "pictures"
+"""What a report's pictures are called at the top of a run's folder, and so no `sample` step."""
+
 
 class Step(Frozen):
     """What every step has."""
@@ -62,7 +68,8 @@ class Together(Frozen):
     """How many images are sampled at once."""
 
     batch: Annotated[
-        int | None, Field(ge=1, description="images sampled together; default: 50, or fewer by the model's size")
+        int | None,
+        Field(ge=1, le=MANY, description="images sampled together; default: 50, or fewer by the model's size"),
     ] = None
 
     def batch_for(self, config: ModelConfig) -> int:
@@ -77,9 +84,9 @@ class ProfileSettings(Frozen):
 
     budget: Budget = None
     batch: Annotated[
-        int | None, Field(ge=1, description="images sampled together; default: 1 to 16 by the model's size")
+        int | None, Field(ge=1, le=MANY, description="images sampled together; default: 1 to 16 by the model's size")
     ] = None
-    repeats: Annotated[int, Field(ge=1, description="timed samplings, of which the median counts")] = 5
+    repeats: Annotated[int, Field(ge=1, le=MANY, description="timed samplings, of which the median counts")] = 5
     dtype: Dtype = "float32"
 
     def batch_for(self, config: ModelConfig) -> int:
@@ -101,7 +108,7 @@ class Gates(Frozen):
 class EvaluateSettings(Drawing, Gates, Together):
     """How a model is evaluated."""
 
-    count: Annotated[int, Field(ge=2, description="images sampled from each model")] = 2000
+    count: Annotated[int, Field(ge=2, le=MANY, description="images sampled from each model")] = 2000
     budget: Budget = None
 
 
@@ -112,7 +119,7 @@ class SampleSettings(Drawing, Together):
         tuple[Annotated[int, Field(ge=0)], ...] | None,
         Field(min_length=1, description="labels; default: all classes, or ten spread over them"),
     ] = None
-    count: Annotated[int, Field(ge=1, description="images of each class")] = 8
+    count: Annotated[int, Field(ge=1, le=MANY, description="images of each class")] = 8
     more_smooth: Annotated[bool, Field(description="smoother pictures, less exact ones (Gumbel mixture of codes)")] = (
         False
     )
@@ -145,7 +152,7 @@ class ReportSettings(Frozen):
     """What the report shows besides figures."""
 
     classes: Annotated[int, Field(ge=1, description="classes that pictures are shown of")] = 10
-    count: Annotated[int, Field(ge=1, description="pictures of each class, from each model")] = 8
+    count: Annotated[int, Field(ge=1, le=MANY, description="pictures of each class, from each model")] = 8
 
 
 class ConvertStep(Step, ConvertSettings):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -14,6 +14,7 @@ from actvar_cli.weights.card import GENERATED, Metric
 if TYPE_CHECKING:
     from actvar_cli.evaluate.evaluate import Evaluation
     from actvar_cli.profile.profile import Profile
+    from actvar_cli.recipe.cache import RunRecord
 
 Row = tuple[str, str, str]
 
@@ -27,6 +28,8 @@ def table(profile: Profile | None, evaluation: Evaluation | None) -> list[Row]:
         rows.append(("cost, transformer", _percent(evaluation.teacher.cost), _percent(evaluation.student.cost)))
     if evaluation:
         rows += _quality(evaluation)
+        if profile and (cost := evaluation.cost_beside(profile.setting)):
+            rows.append((evaluation.COST_BESIDE, "", _percent(cost)))
     return rows
 
 
@@ -77,7 +80,11 @@ def metrics(profile: Profile | None, evaluation: Evaluation | None) -> list[Metr
     elif evaluation:
         teacher, student = evaluation.teacher, evaluation.student
         found.append(_share("cost", "cost, transformer, share of the dense FLOPs", student.cost, teacher.cost))
-    return found + (_quality_metrics(evaluation) if evaluation else [])
+    if evaluation:
+        found += _quality_metrics(evaluation)
+        if profile and (cost := evaluation.cost_beside(profile.setting)):
+            found.append(_share("cost", evaluation.COST_BESIDE, cost, 1.0))
+    return found
 
 
 def _quality_metrics(evaluation: Evaluation) -> list[Metric]:
@@ -114,19 +121,15 @@ def _share(
     return Metric(kind, name, value, _percent(value), _percent(dense), dataset)
 
 
-def measured(record: Mapping[str, Any], digests: Collection[str]) -> list[Metric]:
-    """What a run, by its ``run.json``, measured of the model whose files have these sha256s."""
+def measured(record: RunRecord, digests: Collection[str]) -> list[Metric]:
+    """What a run measured of the model whose files have these sha256s."""
     from actvar_cli.evaluate.evaluate import Evaluation
     from actvar_cli.profile.profile import Profile
 
-    steps = [step for step in record.get("steps", ()) if isinstance(step, Mapping)]
     # An export is of the model it was made from, although its file is another.
-    made = [step for step in steps if set(digests) & set(step.get("outputs", {}).values())]
-    known = {*digests, *(step["inputs"]["model"] for step in made if step.get("step") == "export")}
-    found: dict[str, Any] = {}
-    for step in steps:
-        if step.get("step") in ("profile", "evaluate") and step.get("inputs", {}).get("model") in known:
-            found[step["step"]] = step.get("result")
+    made = [step for step in record.steps if set(digests) & set(step.outputs.values())]
+    known = {*digests, *(step.inputs.get("model") for step in made if step.step == "export")}
+    found = {step.step: step.result for step in record.steps if step.inputs.get("model") in known}
     try:
         return metrics(
             Profile.model_validate(found["profile"]) if "profile" in found else None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.distill.settings import DistillSettings
 from actvar_cli.progress import Progress
-from actvar_cli.recipe import models, pictures
+from actvar_cli.recipe import models, pictures, steps
 from actvar_cli.recipe.models import Source
 from actvar_cli.recipe.steps import (
     AnyStep,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from actvar_cli.evaluate.evaluate import Evaluation
     from actvar_cli.profile.profile import Profile
 
-MODEL, HISTORY, REPORT, PICTURES = "model.safetensors", "history.json", "report.html", "pictures.png"
-PUBLISHED = "var.pth"
+MODEL, HISTORY, REPORT, PICTURES = "model.safetensors", "history.json", "report.html", f"{steps.PICTURES}.png"
+PUBLISHED, CHECKPOINTS = "var.pth", "*.checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run(step: AnyStep, job: Job) -> dict[str, Any]:
 
 def checkpoint_of(key: str) -> str:
     """The file in which a training that makes ``key`` keeps its state."""
-    return f"{key[:16]}.checkpoint.safetensors"
+    return CHECKPOINTS.replace("*", key[:16])
 
 
 def split(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from actvar_cli.errors import ActvarError, InputError, NotHereError, did_you_mean
 from actvar_cli.model.config import ModelConfig, TokenizerConfig, TokenizerReference, TransformerConfig
+from actvar_cli.model.device import usable_device
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
@@ -79,10 +80,7 @@ def load(name: str | Path, *, device: str = "cpu", budget: float | None = None, 
     except ValueError as error:
         raise InputError(str(error)) from error
     set_dtype(model, dtype)
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} is not usable here: {str(error).splitlines()[0]}") from error
+    return model.to(usable_device(device))
 
 
 def _default_budget(model: ActVAR) -> float:
@@ -98,6 +96,9 @@ def locate(name: str, *, progress: Progress | None = None) -> Source:
         return Source(path, name, path, lambda _: None, zoo_name=name)
     if name.startswith("hf://"):
         return _hub_source(name, progress)
+    if not name:
+        # As a path that would be the folder where one happens to be.
+        raise InputError("no model is named: `actvar ls` shows the known ones")
     path = Path(name).expanduser()
     if path.is_dir():
         path = _file_in(path)

@@ -61,9 +61,9 @@ def ask(repo: str) -> Target:
     Raises InputError for a wrong name, no token or one that is not accepted, ActvarError where the Hub fails.
     """
     hub = client()
-    check_repo(repo)
     if "/" not in repo:
         raise InputError(f"{repo!r} is no repository name: write owner/repo")
+    check_repo(repo)
     if hub.constants.HF_HUB_OFFLINE:
         raise InputError(f"HF_HUB_OFFLINE forbids pushing to {repo}: unset it")
     if hub.get_token() is None:
