@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from thinner import dense_share, thinner_student
+from thinner import thinner_student
 from torch import Tensor
 
 import actvar_cli
@@ -84,9 +84,7 @@ def measured(
         made = run.sample(y, batch_seed(seed, number), SamplingSettings(original.usual_cfg), reference)
         if number * batch < KL_IMAGES:
             tokens.append(made.tokens)
-    found = run.quality(labels, reference).model_dump(include={"distance", "accuracy", "cost"})
-    # It was counted by the model's own dense self, which for a thinner student is not the original.
-    found["cost"] *= dense_share(model.config, original)
+    found = run.quality(labels, reference, original).model_dump(include={"distance", "accuracy", "cost"})
     return found, torch.cat(tokens)[:KL_IMAGES]
 
 

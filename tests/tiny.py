@@ -51,12 +51,14 @@ def tiny_model(
     context: bool = False,
     delta: bool = False,
 ) -> ActVAR:
-    """A tiny model with random weights, in eval mode."""
-    torch.manual_seed(seed)
+    """A tiny model with random weights, in eval mode; all have the same tokenizer."""
     config = tiny_config(
         experts=experts, token_gate=token_gate, shared_aln=shared_aln, guidance=guidance, context=context, delta=delta
     )
-    model = ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(config.tokenizer)
+    torch.manual_seed(seed)
+    model = ActVAR(config, VAR(config), tokenizer).eval()
     for name, parameter in model.named_parameters():
         if "token_gate" in name or "router" in name or "expert_mean" in name or "guidance" in name:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actvar_cli.evaluate import reference
 from tests.cli.conftest import Actvar
-from tests.evaluate.fashion import fake_asset
+from tests.evaluate.fashion import stand_in
 from tests.recipe import tiny_files
 
 
@@ -19,7 +18,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(autouse=True)
 def _stand_in_assets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_asset", fake_asset)
+    stand_in(monkeypatch)
 
 
 def test_the_table(actvar: Actvar, fashion: tuple[Path, Path]) -> None:
@@ -39,6 +38,19 @@ def test_json_and_the_same_again(actvar: Actvar, fashion: tuple[Path, Path]) -> 
     assert first.json["distance_ratio"] == first.json["student"]["distance"] / first.json["teacher"]["distance"]
     assert first.json["student"]["threshold"] == -0.1
     assert first.json["agreement"] == second.json["agreement"]
+
+
+def test_what_is_asked_of_the_sampling_reaches_it(actvar: Actvar, fashion: tuple[Path, Path]) -> None:
+    teacher, student = fashion
+    command = ("evaluate", student, "--against", teacher, "-n", "10", "--json", "-q")
+    told = ("--seed", "3", "--cfg", "2.5", "--top-k", "7", "--top-p", "0.9")
+    found = actvar(*command, *told).json
+    assert {key: found[key] for key in ("seed", "cfg", "top_k", "top_p")} == {
+        **{"seed": 3, "cfg": 2.5, "top_k": 7, "top_p": 0.9}
+    }
+    # Each of them makes other pictures.
+    distances = [actvar(*command, *told[i : i + 2]).json["teacher"]["distance"] for i in (0, 2, 4, 6)]
+    assert len({actvar(*command).json["teacher"]["distance"], *distances}) == 5
 
 
 def test_gates(actvar: Actvar, fashion: tuple[Path, Path]) -> None:

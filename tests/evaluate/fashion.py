@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from actvar_cli.evaluate import reference
 from actvar_cli.evaluate.distance import moments
 from actvar_cli.evaluate.features import FeatureClassifier
 from actvar_cli.model.config import ExpertsConfig, ModelConfig, TokenGateConfig, TokenizerConfig, TransformerConfig
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
+from actvar_cli.weights import fashion
 
 
 def tiny_fashion(*, sparse: bool = False, seed: int = 0) -> ActVAR:
@@ -24,15 +27,21 @@ def tiny_fashion(*, sparse: bool = False, seed: int = 0) -> ActVAR:
         experts=ExpertsConfig(num_experts=4, router_dim=8) if sparse else None,
         token_gate=TokenGateConfig(scales=(1, 2), gate_dim=4, rank=4) if sparse else None,
     )
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(config.tokenizer)
     torch.manual_seed(seed)
-    dense = ActVAR(
-        config, VAR(config.model_copy(update={"experts": None, "token_gate": None})), Tokenizer(config.tokenizer)
-    )
+    dense = ActVAR(config, VAR(config.model_copy(update={"experts": None, "token_gate": None})), tokenizer)
     if not sparse:
         return dense.eval()
     transformer = VAR(config)
     transformer.load_state_dict(dense.transformer.state_dict(), strict=False)
     return ActVAR(config, transformer, dense.tokenizer).eval()
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `tiny_fashion` be judged as `var-fashion` is."""
+    monkeypatch.setattr(reference, "_asset", fake_asset)
+    monkeypatch.setattr(fashion, "codebook", lambda: tiny_fashion().tokenizer.quantize.embedding.weight.detach())
 
 
 def fake_asset(file: str) -> dict[str, Tensor]:

@@ -9,17 +9,18 @@ from actvar_cli.evaluate.distance import frechet_distance, moments
 from actvar_cli.evaluate.evaluate import Evaluation, batch_seed, evaluate
 from actvar_cli.evaluate.images import to_uint8
 from actvar_cli.evaluate.pairs import sample_pairs
-from actvar_cli.model.config import GuidanceConfig
-from actvar_cli.model.counters import WorkCounter
-from actvar_cli.model.sampling import balanced_labels
+from actvar_cli.model.config import GuidanceConfig, TransformerConfig
+from actvar_cli.model.counters import WorkCounter, dense_macs
+from actvar_cli.model.sampling import ActVAR, balanced_labels
+from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
-from tests.evaluate.fashion import fake_asset, tiny_fashion
+from tests.evaluate.fashion import stand_in, tiny_fashion
 from tests.tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)
 def _assets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_asset", fake_asset)
+    stand_in(monkeypatch)
 
 
 class Said(Progress):
@@ -120,6 +121,30 @@ def test_bad_input() -> None:
         evaluate(tiny_model(), tiny_model(), count=1)
     with pytest.raises(InputError, match="batch must be at least 1, not 0"):
         evaluate(tiny_model(), tiny_model(), count=4, batch=0)
+
+
+def test_tokens_of_another_codebook_are_not_compared() -> None:
+    teacher, student = tiny_fashion(), tiny_fashion()
+    codes = student.tokenizer.quantize.embedding.weight
+    with torch.no_grad():
+        # As whoever keeps it in 16 bits has it.
+        codes.copy_(codes.bfloat16())
+        assert evaluate(student, teacher, count=10).agreement.kl < 0.1
+        codes.copy_(codes.roll(1, 0))
+    for compare in (lambda: evaluate(student, teacher, count=10), lambda: sample_pairs(student, teacher)):
+        with pytest.raises(InputError, match="cannot be compared: their tokenizers have different codebooks"):
+            compare()
+
+
+def test_cost_is_a_share_of_the_teachers() -> None:
+    teacher, student = tiny_fashion(), tiny_fashion()
+    narrower = TransformerConfig(depth=1, embed_dim=32, num_heads=2, num_classes=10)
+    config = student.config.model_copy(update={"transformer": narrower})
+    thin = ActVAR(config, VAR(config), student.tokenizer).eval()
+    e = evaluate(thin, teacher, count=10)
+    assert e.teacher.cost == 1
+    assert e.student.cost == pytest.approx(dense_macs(config) / dense_macs(teacher.config))
+    assert e.student.cost < 0.7
 
 
 def test_two_seeds_share_no_batch() -> None:

@@ -8,18 +8,24 @@ import torch
 from actvar_cli.errors import ActvarError
 from actvar_cli.evaluate import reference
 from actvar_cli.evaluate.reference import CLASS_NAMES, load_reference, real_images, serves
-from tests.evaluate.fashion import tiny_fashion
-from tests.tiny import tiny_config
+from tests.evaluate.fashion import stand_in, tiny_fashion
+from tests.tiny import tiny_model
 
 SHIPPED = (files("actvar_cli") / "assets" / "var-fashion-stats.safetensors").is_file()
 needs_assets = pytest.mark.skipif(not SHIPPED, reason="the assets are not built yet")
 
 
-def test_serves_models_of_the_same_pictures_only() -> None:
-    config = tiny_fashion().config
-    assert serves(config)
-    assert not serves(config.model_copy(update={"name": "my-digits"}))
-    assert not serves(tiny_config().model_copy(update={"name": "var-fashion"}))
+def test_serves_models_of_the_same_pictures_only_whatever_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    model = tiny_fashion()
+    model.configure(name="my-clothes")
+    assert serves(model)
+    other = tiny_model()
+    other.configure(name="var-fashion")
+    assert not serves(other)
+    with torch.no_grad():
+        model.tokenizer.quantize.embedding.weight.mul_(2)
+    assert not serves(model)
 
 
 def test_missing_asset_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

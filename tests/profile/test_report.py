@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from actvar_cli.errors import InputError
-from actvar_cli.evaluate import reference
 from actvar_cli.evaluate.evaluate import evaluate
 from actvar_cli.evaluate.pairs import sample_pairs
 from actvar_cli.profile import plots
 from actvar_cli.profile.profile import profile
 from actvar_cli.profile.report import ReportData, render, write_report
-from tests.evaluate.fashion import fake_asset, tiny_fashion
+from tests.evaluate.fashion import stand_in, tiny_fashion
 from tests.tiny import tiny_model
 
 HISTORY = [
@@ -26,7 +25,7 @@ HISTORY = [
 @pytest.fixture(scope="module")
 def data() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "_asset", fake_asset)
+        stand_in(patch)
         teacher, student = tiny_fashion(), tiny_fashion(sparse=True)
         student.threshold = 0.0
         return ReportData(

@@ -29,7 +29,7 @@ def save_compressed(folder: Path) -> Path:
 
 
 def save_fashion(folder: Path) -> tuple[Path, Path]:
-    """A tiny model that passes for var-fashion, and its compressed one; with `fake_asset` their pictures are judged."""
+    """A tiny model that passes for var-fashion, and its compressed one; with `stand_in` their pictures are judged."""
     teacher = save(folder / "teacher.safetensors", tiny_fashion(), {})
     return teacher, save(folder / "student.safetensors", calibrated(tiny_fashion(sparse=True)), {})
 

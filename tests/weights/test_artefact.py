@@ -13,7 +13,7 @@ from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import TokenizerReference
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.weights import artefact
-from actvar_cli.weights.artefact import file_digest, read_config, read_lineage, save
+from actvar_cli.weights.artefact import file_digest, read_config, read_lineage, read_metadata, save
 from actvar_cli.weights.load import load
 from tests.tiny import tiny_model
 
@@ -154,7 +154,16 @@ def test_read_config_of_what_is_none(tmp_path: Path) -> None:
         read_config(tmp_path / "b.safetensors")
 
 
-def test_unwritable_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[1]", "null", '{"steps": null}'])
+def test_damaged_lineage(tmp_path: Path, text: str) -> None:
+    path = save(tmp_path / "m.safetensors", tiny_model(), {})
+    tensors, metadata = load_file(path), read_metadata(path)
+    save_file(tensors, path, metadata={**metadata, "actvar.lineage": text})
+    with pytest.raises(InputError, match=r"m\.safetensors has a damaged 'actvar\.lineage': "):
+        read_lineage(path)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ActvarError, match="cannot make the folder"):
         save(tmp_path / "file" / "sub" / "m.safetensors", tiny_model(), {})

@@ -12,10 +12,12 @@ import torch
 from actvar_cli.errors import ActvarError, InputError
 from actvar_cli.model.config import Dial
 from actvar_cli.weights import export as export_module
+from actvar_cli.weights import fashion
 from actvar_cli.weights.artefact import read_config, read_lineage
 from actvar_cli.weights.card import About
 from actvar_cli.weights.export import export, plan
 from actvar_cli.weights.load import load
+from actvar_cli.weights.published import write_published
 from actvar_cli.weights.shards import INDEX
 from tests.tiny import tiny_model
 
@@ -86,13 +88,17 @@ def test_failed_export_leaves_nothing(
     assert names(tmp_path) == []
 
 
-def test_the_data_sets_notice_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "ASSETS", tmp_path)
-    (tmp_path / "NOTICE.md").write_text("Fashion-MNIST, Zalando SE")
+def test_the_data_sets_notice_goes_along_however_often_a_model_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model()
     assert not (export(model, tmp_path / "a") / "NOTICE.md").exists()
-    model.config = model.config.model_copy(update={"name": "var-fashion"})
-    assert (export(model, tmp_path / "b") / "NOTICE.md").read_text() == "Fashion-MNIST, Zalando SE"
+    monkeypatch.setattr(fashion, "codebook", lambda: model.tokenizer.quantize.embedding.weight.detach())
+    again = load(export(model, tmp_path / "b"))
+    assert "Zalando" in (export(again, tmp_path / "c") / "NOTICE.md").read_text()
+    written = write_published(tmp_path / "v.safetensors", again)
+    assert [path.name for path in written] == ["v.safetensors", "v.tokenizer.safetensors", "v.NOTICE.md"]
+    assert "Zalando" in written[-1].read_text()
 
 
 def test_larger_than_a_shard_it_is_written_as_several(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,35 @@ def test_folder_appears_whole_or_not_at_all(tmp_path: Path, error: type[BaseExce
         raise error
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+def test_where_a_folder_is_a_link_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "big")
+    with new_folder(tmp_path / "out", replaceable=()) as temporary:
+        (temporary / "a").write_text("1")
+    assert names(tmp_path) == ["big", "out"]
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "big" / "a").read_text() == "1"
+
+
+def test_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="exists and is not empty"), new_folder(out, replaceable=()) as temporary:
+        (temporary / "a").write_text("1")
+        out.mkdir()
+        (out / "thesis.tex").write_text("precious")
+    assert names(out) == ["thesis.tex"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_where_nobody_may_write_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever is root may always.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    message = f"cannot write in {tmp_path}: permission denied"
+    with pytest.raises(InputError, match=message), new_file(tmp_path / "a"):
+        pytest.fail("begun")
+    with pytest.raises(InputError, match=message), new_folder(tmp_path / "b", replaceable=()):
+        pytest.fail("begun")
 
 
 def test_folder_is_replaced_only_if_nothing_foreign_is_in_it(tmp_path: Path) -> None:

@@ -59,6 +59,19 @@ def test_patch_numbers_of_no_known_schedule() -> None:
         infer_patch_nums(tensors, "f")
 
 
+@pytest.mark.parametrize("scales", [[-1.0] * 5, [float("nan")] * 5, [1e13] * 5, [0.0, 1, 1, 1, 1, 2]])
+def test_scales_of_positions_that_make_no_sense(scales: list[float]) -> None:
+    tensors = {"pos_1LC": torch.zeros(1, 5, 8), "lvl_embed.weight": torch.zeros(2, 8), "lvl_1L": torch.tensor([scales])}
+    with pytest.raises(InputError, match="'lvl_1L' does not describe square scales of 5 tokens"):
+        infer_patch_nums(tensors, "f")
+    assert infer_patch_nums({**tensors, "lvl_1L": torch.tensor([[0, 1, 1, 1, 1]])}, "f") == (1, 2)
+
+
+def test_empty_tensors() -> None:
+    with pytest.raises(InputError, match=r"'class_emb\.weight' has shape \(4, 0\): it is empty"):
+        infer_transformer({"class_emb.weight": torch.zeros(4, 0)}, "f")
+
+
 def test_heads_without_l2_norm_need_the_published_width() -> None:
     tensors = {k: v for k, v in shapes(16).items() if "scale_mul" not in k}
     config = infer_transformer(tensors, "f")

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import actvar_cli
-from actvar_cli.errors import InputError
+from actvar_cli.errors import ActvarError, InputError, NotHereError
 from actvar_cli.model.config import Dial, ModelConfig
 from actvar_cli.model.sampling import ActVAR, SamplingSettings
 from actvar_cli.model.var import VAR
 from actvar_cli.weights import load as load_module
 from actvar_cli.weights.artefact import save
-from actvar_cli.weights.load import build, config_of, load, locate_here
+from actvar_cli.weights.load import Source, build, config_of, load, locate_here
 from actvar_cli.weights.zoo import ASSETS, published_config
 from tests.golden_model import CASES, FOLDER, golden_model, spec
 from tests.tiny import tiny_config, tiny_model
@@ -264,6 +264,31 @@ def test_artefact_whose_config_is_of_another_depth(tmp_path: Path) -> None:
     model.config = model.config.model_copy(update={"transformer": deeper})
     path = save(tmp_path / "m.safetensors", model, {})
     assert one_line(path).startswith(f"{path}: tensor 'blocks.2.")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_weights_that_are_no_floats(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = published(golden_model("separate-aln"))
+    save_file({**tensors, "head.weight": tensors["head.weight"].to(dtype)}, tmp_path / "var.safetensors")
+    save_file(golden_model("separate-aln").tokenizer.state_dict(), tmp_path / "tokenizer.safetensors")
+    name = str(dtype).removeprefix("torch.")
+    assert f"tensor 'head.weight' has values of type {name}" in one_line(tmp_path / "var.safetensors")
+
+
+def test_a_tokenizer_that_does_not_come_is_not_replaced_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def beside(error: ActvarError) -> Source:
+        def fail(_: str) -> Path:
+            raise error
+
+        return Source(tmp_path / "var.pth", "var", Path("var.pth"), fail)
+
+    with pytest.raises(ActvarError, match="the Hub is ill"):
+        beside(ActvarError("the Hub is ill")).tokenizer()
+    assert beside(NotHereError("not here")).tokenizer() is None
 
 
 def test_tokenizer_missing_or_another(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_other_suffix_and_existing_file(tmp_path: Path) -> None:
 def test_the_embedded_model_takes_its_tokenizer_along(tmp_path: Path, name: str) -> None:
     (tmp_path / "plain").touch()
     model = load("var-fashion")
-    path, tokenizer = write_published(tmp_path / name, model)
+    path, tokenizer, notice = write_published(tmp_path / name, model)
+    assert "Zalando" in notice.read_text()
     assert path.stat().st_mode == tokenizer.stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert torch.equal(load(path).sample([3], seed=1).tokens, model.sample([3], seed=1).tokens)

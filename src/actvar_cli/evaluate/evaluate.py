@@ -16,8 +16,8 @@ from actvar_cli.evaluate.distance import frechet_distance, moments
 from actvar_cli.evaluate.images import to_uint8
 from actvar_cli.evaluate.reference import CLASS_NAMES, FEATURE_NETWORK, Reference, load_reference, serves
 from actvar_cli.model.cache import images_together
-from actvar_cli.model.config import Frozen
-from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.config import Frozen, ModelConfig
+from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.device import device_name, synchronise
 from actvar_cli.model.sampling import ActVAR, Samples, SamplingSettings, Setting, balanced_labels
 from actvar_cli.progress import Progress
@@ -32,7 +32,7 @@ FEW_IMAGES = 1000
 class Quality(Frozen):
     """One model's pictures. ``distance`` and accuracies are ``None`` where there is no feature network.
 
-    ``cost`` is the share of the dense transformer's FLOPs, counted on this very sampling.
+    ``cost`` is the share of the dense teacher's transformer's FLOPs, counted on this very sampling.
     """
 
     name: str
@@ -145,8 +145,8 @@ class Run:
             self.predictions.append(predictions)
         return samples
 
-    def quality(self, labels: Tensor, reference: Reference | None) -> Quality:
-        """How good all pictures are that were sampled, of ``labels`` (N,)."""
+    def quality(self, labels: Tensor, reference: Reference | None, original: ModelConfig) -> Quality:
+        """How good all pictures are that were sampled, of ``labels`` (N,); cost is a share of the ``original``'s."""
         distance = accuracy = by_class = None
         if reference:
             distance = max(0.0, frechet_distance(*moments(torch.cat(self.features)), *reference.test))
@@ -158,7 +158,7 @@ class Run:
             name=self.model.config.name,
             threshold=self.model.threshold,
             paired_scales=self.model.setting.paired_scales,
-            cost=self.counter.cost,
+            cost=self.counter.total / dense_macs(original, self.counter.images),
             seconds_per_image=self.seconds / len(labels),
             distance=distance,
             accuracy=accuracy,
@@ -200,7 +200,7 @@ def evaluate(
         raise InputError(f"batch must be at least 1, not {batch}")
     progress = progress or Progress()
     settings = SamplingSettings(cfg, top_k, top_p)
-    reference = load_reference(teacher.device) if serves(teacher.config) else None
+    reference = load_reference(teacher.device) if serves(teacher) else None
     notes = _notes(reference, count, teacher.config.name)
     for note in notes:
         progress.say(note)
@@ -232,8 +232,8 @@ def evaluate(
         device=device_name(model.device),
         feature_network=FEATURE_NETWORK if reference else None,
         floor=reference.floor if reference else None,
-        student=right.quality(labels, reference),
-        teacher=left.quality(labels, reference),
+        student=right.quality(labels, reference, teacher.config),
+        teacher=left.quality(labels, reference, teacher.config),
         agreement=Agreement(
             images=compared,
             kl=float(sums.kl.sum() / tokens),
@@ -249,10 +249,14 @@ def evaluate(
 
 
 def check_alike(model: ActVAR, teacher: ActVAR) -> None:
-    """Raise InputError where the pictures of the two have nothing in common."""
+    """Raise InputError where the pictures of the two have nothing in common, or a token is another in each."""
     ours, theirs = model.config, teacher.config
     if ours.tokenizer != theirs.tokenizer or ours.transformer.num_classes != theirs.transformer.num_classes:
         raise InputError(f"{ours.name} and {theirs.name} cannot be compared: their tokenizers or classes differ")
+    ours_codes, codes = (m.tokenizer.quantize.embedding.weight.detach() for m in (model, teacher))
+    # Rounded perhaps, by whoever wrote the one file or the other.
+    if not torch.allclose(ours_codes.to(codes), codes, atol=0.01 * float(codes.std())):
+        raise InputError(f"{ours.name} and {theirs.name} cannot be compared: their tokenizers have different codebooks")
 
 
 def _notes(reference: Reference | None, count: int, teacher: str) -> list[str]:

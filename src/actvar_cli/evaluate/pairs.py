@@ -48,7 +48,7 @@ def sample_pairs(
     total = config.transformer.num_classes
     chosen = [i * total // min(classes, total) for i in range(min(classes, total))]
     size = per_class or max(1, _STRIP // config.tokenizer.image_size)
-    known = serves(config)
+    known = serves(teacher)
     real, real_labels = real_images() if known else (None, torch.empty(0))
     rows: list[ClassPictures] = []
     for label in chosen:

@@ -12,9 +12,8 @@ from torch import Tensor
 from actvar_cli.errors import ActvarError
 from actvar_cli.evaluate.distance import frechet_distance
 from actvar_cli.evaluate.features import FEATURE_DIM, FeatureClassifier
-from actvar_cli.model.config import ModelConfig
-
-NAME = "var-fashion"
+from actvar_cli.model.sampling import ActVAR
+from actvar_cli.weights.fashion import NAME, is_fashion
 
 FEATURE_NETWORK = f"var-fashion classifier, {FEATURE_DIM}-d"
 """How a distance names the network whose features it is measured in."""
@@ -44,12 +43,9 @@ class Reference:
         return features.cpu(), self.network.head(features).argmax(1).cpu()
 
 
-def serves(config: ModelConfig) -> bool:
-    """Whether ``config`` is a model of `var-fashion`'s pictures, by its name or its tokenizer's."""
-    tokenizer = config.tokenizer
-    shape = (tokenizer.in_channels, tokenizer.image_size, config.transformer.num_classes)
-    names = {config.name, config.tokenizer_reference.name if config.tokenizer_reference else ""}
-    return NAME in names and shape == (1, 32, len(CLASS_NAMES))
+def serves(model: ActVAR) -> bool:
+    """Whether ``model`` makes `var-fashion`'s pictures, of as many classes."""
+    return model.config.transformer.num_classes == len(CLASS_NAMES) and is_fashion(model)
 
 
 def _asset(file: str) -> dict[str, Tensor]:

@@ -299,12 +299,13 @@ class _Rows:
         """
         var, images, size = self.model.transformer, len(self.labels), self.sizes[scale]
         rows = 2 if scale < self.one_from else 1
-        if self.walk is None or scale == self.one_from:
-            self.walk = self._begin(scale, cfg)
         if seen is None:
             x = self.start[: rows * images].unsqueeze(1) + var.pos_start + self.positions[scale]
         else:
+            # What watches a sampling takes this for the beginning of a scale.
             x = (var.word_embed(seen) + self.positions[scale]).repeat(rows, 1, 1)
+        if self.walk is None or scale == self.one_from:
+            self.walk = self._begin(scale, cfg)
         if self.counter:
             self.counter.frame(scale, 2 * images, rows * images * size, images * size if scale else 0)
         guidance = guidance_at(scale, len(self.sizes), cfg)

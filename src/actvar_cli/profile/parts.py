@@ -49,9 +49,8 @@ class Clock:
             for hook in (
                 *(self._watch(m, part_of(name)) for name, m in var.named_modules() if is_part(name)),
                 self._watch(decoder, TOKENIZER),
-                # The first scale begins with the sampling.
-                [var.stack[0].register_forward_pre_hook(lambda _, inputs: self._next(inputs[2].scale))],
-                [decoder.register_forward_pre_hook(lambda *_: self._next(len(self.model.config.tokenizer.patch_nums)))],
+                # The first scale begins with the sampling, each other one with what it reads of those before.
+                *([m.register_forward_pre_hook(self._next)] for m in (var.word_embed, decoder)),
             ):
                 for handle in hook:
                     stack.callback(handle.remove)
@@ -69,11 +68,10 @@ class Clock:
         synchronise(self.model.device)
         return time.perf_counter()
 
-    def _next(self, scale: int) -> None:
-        if scale:
-            now = self._now()
-            self.scales.append(now - self._scale_begun)
-            self._scale_begun = now
+    def _next(self, *_: Any) -> None:
+        now = self._now()
+        self.scales.append(now - self._scale_begun)
+        self._scale_begun = now
 
     def _end(self, part: str, *_: Any) -> None:
         self.parts[part] += self._now() - self._begun.pop()

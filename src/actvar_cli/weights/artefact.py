@@ -146,8 +146,17 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def read_lineage(path: str | Path) -> dict[str, Any]:
-    """What made an artefact, as it was given to `save`; empty where nothing was recorded."""
-    return dict(json.loads(read_metadata(path).get(LINEAGE_KEY, "{}")))
+    """What made an artefact, as it was given to `save`; empty where nothing was recorded.
+
+    Raises InputError where that is damaged.
+    """
+    try:
+        lineage = json.loads(read_metadata(path).get(LINEAGE_KEY, "{}"))
+    except ValueError as error:
+        raise InputError(f"{path} has a damaged {LINEAGE_KEY!r}: {error}") from error
+    if not isinstance(lineage, dict) or not isinstance(lineage.get("steps", []), list):
+        raise InputError(f"{path} has a damaged {LINEAGE_KEY!r}: it is no object with a list of 'steps'")
+    return lineage
 
 
 def parse_config(text: str, path: str | Path) -> ModelConfig:

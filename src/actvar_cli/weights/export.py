@@ -12,18 +12,12 @@ from actvar_cli.model.sampling import ActVAR
 from actvar_cli.progress import Progress
 from actvar_cli.weights.artefact import described, tokenizer_tensors, transformer_tensors, write_tokenizer
 from actvar_cli.weights.card import About, model_card
+from actvar_cli.weights.fashion import NOTICE, notice_of
 from actvar_cli.weights.files import new_folder, refuse_full_disk
 from actvar_cli.weights.shards import INDEX, SHARD_SIZE, index_text, own_weights, split
 from actvar_cli.weights.stream import safetensors_size, write_safetensors
-from actvar_cli.weights.zoo import ASSETS
 
-WEIGHTS, TOKENIZER, CONFIG, CARD, NOTICE = (
-    "model.safetensors",
-    "tokenizer.safetensors",
-    "config.json",
-    "README.md",
-    "NOTICE.md",
-)
+WEIGHTS, TOKENIZER, CONFIG, CARD = "model.safetensors", "tokenizer.safetensors", "config.json", "README.md"
 OTHERS = (TOKENIZER, CONFIG, CARD, NOTICE, "recipe.yaml", "run.json")
 """What an export may hold besides weights; the recipe and the record of a run are passed as ``files``."""
 
@@ -104,17 +98,11 @@ def _files(
     texts = {CONFIG: config.model_dump_json(indent=2) + "\n", CARD: model_card(config, dtype=dtype, about=about)}
     if len(shards) > 1:
         texts[INDEX] = index_text(shards)
-    if _of_fashion(model) and (ASSETS / NOTICE).is_file():
-        # The data set's licence asks that its notice go with whatever was made from it.
-        texts[NOTICE] = (ASSETS / NOTICE).read_text(encoding="utf-8")
+    if notice := notice_of(model):
+        texts[NOTICE] = notice
     return found | {name: _text(text) for name, text in {**texts, **files}.items()}
 
 
 def _text(text: str) -> _File:
     data = text.encode()
     return _File(len(data), lambda path: path.write_bytes(data))
-
-
-def _of_fashion(model: ActVAR) -> bool:
-    reference = model.config.tokenizer_reference
-    return "var-fashion" in (model.config.name, reference.name if reference else "")

@@ -92,13 +92,16 @@ def new_folder(path: str | Path, *, replaceable: Collection[str], force: bool = 
     ``force`` replaces an existing folder only if it holds nothing but the file names ``replaceable``, so that nobody's
     other files are lost. Raises InputError otherwise, before anything is written.
     """
-    path = Path(path)
+    # Where it is a link, what it leads to is replaced.
+    path = Path(path).resolve()
     refuse_folder(path, replaceable, force)
     _writable_parent(path)
     temporary, old = _temporary(path), _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
+        # It may have come to be there meanwhile.
+        refuse_folder(path, replaceable, force)
         if path.exists():
             os.replace(path, old)
         try:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from actvar_cli.errors import ActvarError
 from actvar_cli.progress import Progress
-from actvar_cli.weights.fetch import DEFAULT_FILE, hub_file, parse_hub_name
+from actvar_cli.weights.fetch import DEFAULT_FILE, here, hub_file, parse_hub_name
 from actvar_cli.weights.shards import INDEX, is_index, read_index
 from actvar_cli.weights.zoo import HubFile
 
@@ -21,9 +21,10 @@ def hub_model(name: str, *, force: bool = False, progress: Progress | None = Non
     try:
         path = hub_file(file, force=force, progress=progress)
     except ActvarError as error:
-        if file.file != DEFAULT_FILE or not _is_missing(error):
-            raise
         index = replace(file, file=INDEX)
+        # Where the network is down, what is here may be all there is.
+        if file.file != DEFAULT_FILE or not (is_missing(error) or here(index)):
+            raise
         try:
             path = hub_file(index, force=force, progress=progress)
         except ActvarError:
@@ -43,7 +44,7 @@ def sibling(file: HubFile, name: str) -> HubFile:
     return replace(file, file=str(PurePosixPath(file.file).with_name(name)), size=0, sha256="")
 
 
-def _is_missing(error: ActvarError) -> bool:
+def is_missing(error: ActvarError) -> bool:
     """Whether the repository, or a cache that cannot ask it, has no such file."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import EntryNotFoundError

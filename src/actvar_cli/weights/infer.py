@@ -30,6 +30,8 @@ def _shape(tensors: Mapping[str, Tensor], key: str, dims: int, file: str) -> tup
     shape = tuple(tensors[key].shape)
     if len(shape) != dims:
         raise InputError(f"{file}: tensor {key!r} has shape {shape}, expected {dims} dimensions")
+    if 0 in shape:
+        raise InputError(f"{file}: tensor {key!r} has shape {shape}: it is empty")
     return shape
 
 
@@ -43,9 +45,10 @@ def infer_patch_nums(tensors: Mapping[str, Tensor], file: str) -> tuple[int, ...
     _, length, _ = _shape(tensors, "pos_1LC", 3, file)
     scales, _ = _shape(tensors, "lvl_embed.weight", 2, file)
     if "lvl_1L" in tensors:
-        counts = tensors["lvl_1L"].flatten().long().bincount(minlength=scales).tolist()
+        stored = tensors["lvl_1L"].flatten()
+        counts = [int((stored == scale).sum()) for scale in range(scales)]
         sides = tuple(math.isqrt(n) for n in counts)
-        if [s * s for s in sides] != counts or sum(counts) != length:
+        if [s * s for s in sides] != counts or sum(counts) != length or len(stored) != length:
             raise InputError(f"{file}: 'lvl_1L' does not describe square scales of {length} tokens")
         return sides
     for schedule in SCHEDULES:

@@ -28,7 +28,7 @@ from actvar_cli.weights.checkpoint import Checkpoint, read_checkpoint
 from actvar_cli.weights.converted import published_digest
 from actvar_cli.weights.export import TOKENIZER, WEIGHTS
 from actvar_cli.weights.fetch import fetch, fetch_tokenizer, here, hub_file, parse_hub_name
-from actvar_cli.weights.hub_model import hub_model, sibling
+from actvar_cli.weights.hub_model import hub_model, is_missing, sibling
 from actvar_cli.weights.infer import infer_patch_nums, infer_tokenizer, infer_transformer
 from actvar_cli.weights.shards import INDEX, files_of, is_index
 from actvar_cli.weights.zoo import KNOWN, VAE, HubFile, of_shape
@@ -242,8 +242,11 @@ def _guessed_tokenizer(
 def _try(beside: Callable[[str], Path | None], file: str) -> Path | None:
     try:
         return beside(file)
-    except ActvarError:
-        return None  # A repository need not hold the tokenizer: the published one may still fit.
+    except ActvarError as error:
+        # A repository need not hold the tokenizer: the published one may still fit. One that it holds must come.
+        if isinstance(error, NotHereError) or is_missing(error):
+            return None
+        raise
 
 
 def _vocab_and_channels(transformer: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -276,17 +279,19 @@ def build(config: ModelConfig, transformer: Mapping[str, Tensor], tokenizer: Map
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], file: str, words: str) -> None:
-    expected = {k: v.shape for k, v in module.state_dict().items()}
-    for key, shape in expected.items():
+    expected = module.state_dict()
+    for key, shape in ((key, wanted.shape) for key, wanted in expected.items()):
         if key not in tensors:
             raise InputError(f"{file}: tensor {key!r} is missing; the file looks like {words}")
         if tensors[key].shape != shape:
             raise InputError(
                 f"{file}: tensor {key!r} has shape {tuple(tensors[key].shape)}, expected {tuple(shape)} for {words}"
             )
-    for key in tensors:
+    for key, tensor in tensors.items():
         if key not in expected:
             raise InputError(f"{file}: tensor {key!r} has no place in {words}")
+        if expected[key].is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+            raise InputError(f"{file}: tensor {key!r} has values of type {str(tensor.dtype).removeprefix('torch.')}")
     full = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     module.load_state_dict(full, assign=True)
 

@@ -20,6 +20,7 @@ from actvar_cli.model.precision import dtype_called
 from actvar_cli.model.sampling import ActVAR
 from actvar_cli.model.var import VAR
 from actvar_cli.weights.artefact import tokenizer_beside, write_tokenizer
+from actvar_cli.weights.fashion import NOTICE, notice_of
 from actvar_cli.weights.files import new_file
 from actvar_cli.weights.stream import Later, later, write_pth, write_safetensors
 from actvar_cli.weights.zoo import KNOWN
@@ -64,7 +65,8 @@ def check_suffix(path: Path) -> None:
 def write_published(path: Path, model: ActVAR, *, dtype: str = "float32", force: bool = False) -> list[Path]:
     """Write the transformer in the published layout, safetensors or ``.pth`` by the suffix; returns the files written.
 
-    A tokenizer other than the published one goes beside it, as ``<stem>.tokenizer.safetensors``. Whole or not at all.
+    A tokenizer other than the published one goes beside it, as ``<stem>.tokenizer.safetensors``, and so does a notice
+    that the pictures ask for. Whole or not at all.
     Raises InputError where a file exists and ``force`` is off, or the suffix is another.
     """
     check_suffix(path)
@@ -75,6 +77,9 @@ def write_published(path: Path, model: ActVAR, *, dtype: str = "float32", force:
         if entry is None or entry.embedded:
             written.append(tokenizer_beside(path))
             write_tokenizer(stack.enter_context(new_file(written[1], force=force)), model)
+        if notice := notice_of(model):
+            written.append(path.with_name(f"{path.stem}.{NOTICE}"))
+            stack.enter_context(new_file(written[-1], force=force)).write_text(notice, encoding="utf-8")
         tensors = published_tensors(model, dtype)
         if path.suffix == ".pth":
             write_pth(temporary, tensors)
