@@ -15,8 +15,9 @@ PARTS = ("shipped", "ours", "experts", "gates")
 """The variants that are the product and its parts."""
 
 RIVALS = (
+    "delta-grid-muon-kv",
+    "delta-muon",
     "delta-grid-kv",
-    "delta-grid-muon",
     "delta",
     "delta-static",
     "experts",
@@ -28,6 +29,9 @@ RIVALS = (
     "guidance-alone",
 )
 """What is shown first, of the smaller trainings."""
+
+UNTRAINED = ("shipped", "first-scales", "converted", "norm-router", "cached-tokens")
+"""The student that ships beside what takes no training."""
 
 PEERS = (
     "ours",

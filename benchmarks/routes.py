@@ -11,6 +11,8 @@ from functools import cache
 from math import ceil
 
 import torch
+from dense_speed import randomise
+from thinner import cost_by
 from torch import Tensor, nn
 
 import actvar_cli
@@ -26,9 +28,13 @@ from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, Setting
+from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
 STUDENT = "var-fashion-actvar"
+
+STEP = 8
+"""Neurons by which FFNs are made narrower: a product of other widths takes longer."""
 
 BUDGET = 0.4
 """Where it decides: its scores are of what its blocks see when they leave out what they do there."""
@@ -65,6 +71,24 @@ def one_row_in(dense: ActVAR) -> ActVAR:
     """``dense`` with experts, and one row for each image that has learned guidance, as the student has."""
     model, guidance = experts_in(dense), GuidanceConfig(cfg=1.5, context=True)
     return _like(dense, rebuilt(model, model.config.model_copy(update={"guidance": guidance})))
+
+
+def narrower_in(dense: ActVAR, cost: float) -> ActVAR:
+    """What is left of ``dense`` where the same neurons are pruned for every token: random weights of that shape.
+
+    One row for each image has learned guidance; FFNs are alike, and as wide as ``cost`` allows.
+    """
+    for hidden in range(dense.transformer.stack[0].ffn.fc1.out_features - STEP, 0, -STEP):
+        arch = dense.config.transformer.model_copy(update={"mlp_ratio": hidden / dense.config.transformer.embed_dim})
+        update = {"transformer": arch, "guidance": GuidanceConfig(cfg=1.5)}
+        config = dense.config.model_copy(update=update)
+        if cost_by(config, dense.config) <= cost:
+            break
+    with dense.device:
+        model = ActVAR(config, VAR(config), dense.tokenizer).eval()
+    randomise(model.transformer, torch.Generator(dense.device).manual_seed(0))
+    model.setting = Setting(EVERYTHING)
+    return _like(dense, model)
 
 
 def gates_in(dense: ActVAR) -> ActVAR:

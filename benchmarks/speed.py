@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from dense_speed import PrintedProgress, randomise
-from routes import decide, even_scores, experts_in, gates_in, one_row_in, student_scores
+from routes import decide, even_scores, experts_in, gates_in, narrower_in, one_row_in, student_scores
 from torch import Tensor
 
 import actvar_cli
-from actvar_cli.model.counters import WorkCounter
+from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.device import device_name, keep_memory
 from actvar_cli.model.precision import DTYPES, set_dtype
 from actvar_cli.model.sampling import ActVAR, balanced_labels
@@ -43,6 +43,8 @@ KINDS = {
     "token gates": (gates_in, even_scores),
     "one row, experts": (one_row_in, student_scores),
 }
+NARROWER = "one row, fewer neurons"
+"""What the same FLOPs take where nothing is decided: of static pruning, the dense model that is left."""
 
 
 def random_model(shape: str, device: torch.device) -> ActVAR:
@@ -66,16 +68,21 @@ def measure(
     device = dense.device
     labels = balanced_labels(batch, dense.config.transformer.num_classes).to(device)
     for kind in kinds:
-        sparse, drawn = KINDS[kind]
-        # Routes of its own for each sampling, as real ones have; but a GPU records the first.
-        seeds = range(1 if device.type == "cuda" else repeats + 2)
-        scores = [drawn(dense.config, 2 * batch, seed, device) for seed in seeds]
+        if kind != NARROWER:
+            sparse, drawn = KINDS[kind]
+            # Routes of its own for each sampling, as real ones have; but a GPU records the first.
+            seeds = range(1 if device.type == "cuda" else repeats + 2)
+            scores = [drawn(dense.config, 2 * batch, seed, device) for seed in seeds]
         for asked in costs:
             # A model for each: what a GPU records of one would not do for another.
-            model = sparse(dense)
-            decide(model, scores, batch, asked)
+            if kind == NARROWER:
+                model = narrower_in(dense, asked)
+            else:
+                model = sparse(dense)
+                decide(model, scores, batch, asked)
             counter = WorkCounter(model.config)
             model.sample_tokens(labels, seed=0, counter=counter)
+            cost = counter.total / dense_macs(dense.config, batch)
             ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}
             label = f"{kind} at {asked:g}, batch {batch}"
             measured = in_turn(ways, repeats=repeats, device=device, progress=PrintedProgress(), label=label)
@@ -84,14 +91,14 @@ def measure(
             yield {
                 "kind": kind,
                 "asked": asked,
-                "cost": counter.cost,
+                "cost": cost,
                 "batch": batch,
                 "dense_seconds": seconds["dense"],
                 "seconds": seconds["sparse"],
                 "speedup": statistics.median(ratios),
                 "slowest": min(ratios),
                 "fastest": max(ratios),
-                "efficiency": statistics.median(ratios) * counter.cost,
+                "efficiency": statistics.median(ratios) * cost,
                 "peak_bytes": {name: of.peak_bytes for name, of in measured.items()},
             }
 
@@ -103,7 +110,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="what is left out")
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, NARROWER], default=list(KINDS), help="what is left out")
     parser.add_argument("--costs", type=float, nargs="+", default=COSTS, help="shares of the dense model's FLOPs")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
@@ -130,7 +137,7 @@ def main() -> None:
             for cell in measure(dense, batch, args.repeats, args.kinds, args.costs):
                 print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
                 run["cells"].append(cell)
-                run["cells"].sort(key=lambda c: (list(KINDS).index(c["kind"]), -c["asked"]))
+                run["cells"].sort(key=lambda c: ([*KINDS, NARROWER].index(c["kind"]), -c["asked"]))
                 output.write_text(json.dumps(runs, indent=1) + "\n")
 
 

@@ -22,6 +22,7 @@ import aims_tables
 from quality_tables import (
     PEERS,
     RIVALS,
+    UNTRAINED,
     compared,
     demo_quality,
     draw_compared,
@@ -321,6 +322,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "shipped": lambda: student("shipped.json", full=True),
         "gates": gates,
         "rivals": lambda: essence("quality_half.json", RIVALS),
+        "untrained": lambda: essence("quality_untrained.json", UNTRAINED),
         "peers": lambda: essence("quality.json", PEERS),
         "sparse-speed": lambda: sparse_speed("speed.json"),
         "trained": trained,

@@ -55,10 +55,8 @@ def tiny_model(
     config = tiny_config(
         experts=experts, token_gate=token_gate, shared_aln=shared_aln, guidance=guidance, context=context, delta=delta
     )
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(config.tokenizer)
     torch.manual_seed(seed)
-    model = ActVAR(config, VAR(config), tokenizer).eval()
+    model = ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
     for name, parameter in model.named_parameters():
         if "token_gate" in name or "router" in name or "expert_mean" in name or "guidance" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -66,4 +64,6 @@ def tiny_model(
             torch.nn.init.normal_(parameter, std=0.5)
         if "delta" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    torch.manual_seed(0)
+    model.tokenizer.load_state_dict(Tokenizer(config.tokenizer).state_dict())
     return model

@@ -123,6 +123,15 @@ def test_every_kind_of_router_leaves_the_function_as_it_was(router: RouterKind) 
     assert bool(made.model.budgets()) == (router != "none")
 
 
+def test_a_model_whose_neurons_have_changed_places_is_refused() -> None:
+    teacher, settings = tiny_model(), ConvertSettings(experts=4, images=16)
+    first = convert(teacher, settings).model
+    before = first.sample([0, 1], seed=0).tokens
+    with pytest.raises(InputError, match="tiny was converted before, and what came of it shares its weights: load it"):
+        convert(teacher, settings, seed=1)
+    assert torch.equal(first.sample([0, 1], seed=0).tokens, before)
+
+
 def test_a_function_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
     with pytest.raises(ActvarError, match=r"with all experts on, a logit differs by .*, more than -1"):

@@ -9,7 +9,7 @@ import torch
 
 from actvar_cli.convert import recording
 from actvar_cli.convert.convert import convert
-from actvar_cli.convert.recording import Recorder, draw_samples, record_blocks
+from actvar_cli.convert.recording import Recorder, TeacherSamples, draw_samples, record_blocks
 from actvar_cli.convert.settings import ConvertSettings
 from actvar_cli.model.block import Sampling
 from actvar_cli.model.cache import KVCache
@@ -86,6 +86,21 @@ def test_rows_that_are_kept_whole_are_different_ones() -> None:
     )
     rows = records[0].h.unflatten(0, (-1, 14))
     assert len(rows) == 3 and len(rows.flatten(1).unique(dim=0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "expected"),
+    [
+        (3, 4, [0, 1, 2]),
+        (20, 1000, list(range(0, 1000, 50))),
+        (12, 10, [*range(10), 0, 1]),
+    ],
+)
+def test_some_samples_are_of_classes_spread_over_all(count: int, classes: int, expected: list[int]) -> None:
+    labels = torch.arange(3000) % classes
+    samples = TeacherSamples(labels, torch.arange(3000)[:, None])
+    assert samples.some(count).labels.tolist() == expected
+    assert len(TeacherSamples(labels[:2], samples.tokens[:2]).some(count)) == 2
 
 
 def test_classes_move_on() -> None:

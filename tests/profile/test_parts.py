@@ -40,8 +40,8 @@ def test_every_module_of_a_part_is_watched(monkeypatch: pytest.MonkeyPatch) -> N
         model.sample([0, 1], seed=0)
     scales, depth = len(model.config.tokenizer.patch_nums), model.config.transformer.depth
     assert clock.parts["ffn"] == clock.parts["router"] == scales * depth
-    # Its AdaLN and its product.
-    assert clock.parts["head"] == 2 * scales and clock.parts["tokenizer"] == 1
+    # The head has an AdaLN of its own. Where decoding begins, the last scale ends.
+    assert clock.parts["head"] == 2 * scales and clock.parts["tokenizer"] == 2
 
 
 def test_what_begins_one_row_is_of_the_scale_that_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,17 @@ def test_recipe_and_record_belong_together(tmp_path: Path) -> None:
     assert folder.published() == {"model.safetensors"}
 
 
+def test_what_json_has_no_number_for_is_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.begin():
+        folder.clear("distill")
+        told = folder.finish(
+            "distill", key="k", verb="distill", seconds=1.0, inputs={}, result={"grad_norm": float("inf")}
+        )
+    assert told.result == {"grad_norm": None}
+    assert told == folder.outcome("distill")
+
+
 def test_a_damaged_state_is_no_state(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     (folder.path / "steps" / "convert.json").write_text("{")

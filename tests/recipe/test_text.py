@@ -26,6 +26,7 @@ from actvar_cli.recipe.text import parse, parse_value
         ("1_000", "1_000"),
         ('"1e-4"', "1e-4"),
         ("[1, a, {b: 2}]", [1, "a", {"b": 2}]),
+        ("9" * 5000, "9" * 5000),
     ],
 )
 def test_values_are_what_they_look_like(written: str, read: object) -> None:
@@ -50,6 +51,7 @@ def test_positions_of_keys_and_values() -> None:
         ("a: !!python/name:os.x 1\n", "r.yaml:1:4: the tag tag:yaml.org,2002:python/name:os.x has no meaning here"),
         ("a: &x {b: 1}\n<<: *x\n", "r.yaml:2:1: merge keys are not supported"),
         ("? [1]\n: 2\n", "r.yaml:1:3: a key must be a word"),
+        ("[" * 2000, "r.yaml: not a recipe: one thing inside another, too many times"),
         ("a: &x [*x]\n", "r.yaml:1:4: an alias inside the very thing it stands for"),
         (
             "a: 1\n---\nb: 2\n",

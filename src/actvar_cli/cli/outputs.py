@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from actvar_cli.errors import InputError
-from actvar_cli.weights.files import refuse_existing, refuse_folder
+from actvar_cli.weights.files import existing, refuse_existing, refuse_folder
 
 
 def check_file(path: Path, *, force: bool) -> Path:
@@ -25,9 +25,7 @@ def check_folder(path: Path, *, replaceable: Collection[str], force: bool) -> Pa
 
 
 def _check_place(path: Path) -> None:
-    place = path.absolute().parent
-    while not place.exists():
-        place = place.parent
+    place = existing(path.absolute().parent)
     if not place.is_dir():
         raise InputError(f"cannot write {path}: {place} is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):

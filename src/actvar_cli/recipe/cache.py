@@ -187,7 +187,8 @@ class RunFolder:
         outputs = {path.name: Stamp.of(path) for path in sorted(self.of_step(name).iterdir())}
         outcome = Outcome(key=key, verb=verb, seconds=seconds, inputs=dict(inputs), result=result, outputs=outputs)
         self._remember(name, outcome)
-        return outcome
+        # As it is read again: JSON has no infinity.
+        return Outcome.model_validate_json(outcome.model_dump_json())
 
     def publish(self, name: str, file: str, ours: Collection[str]) -> bool:
         """Let a step's file appear at the top of the folder too, without a second copy where the disk can do that.

@@ -57,6 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 _MERGE = "<<"
+DIGITS = 100
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _PREFIXED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
@@ -76,7 +77,8 @@ def _scalar(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
-        return int(text)
+        # Of more digits it is no number that anything here could be.
+        return int(text) if len(text) <= DIGITS else text
     if _PREFIXED.fullmatch(text):
         return int(text, 0)
     return float(text) if _FLOAT.fullmatch(text) else text
@@ -104,6 +106,9 @@ def _parse(text: str, file: str, position: Callable[[yaml.Mark], str]) -> Docume
         return document
     except yaml.YAMLError as error:
         document.problems.append(Problem(file, f"not YAML: {' '.join(str(error).split())}"))
+        return document
+    except RecursionError:
+        document.problems.append(Problem(file, "not a recipe: one thing inside another, too many times"))
         return document
     if root is not None:
         document.data = _Walk(document, position).plain(root, (), ())
