@@ -6,7 +6,8 @@
 
 Weights are random, in the shape asked for; experts and token gates decide as benchmarks/routes.py draws it. Timed are
 the tokens of real sampling with guidance, without decoding them: of both rows, or of one row that has learned it, with
-both at the first scales where that does not cost too much. Efficiency is the speed-up measured by the one that the
+both at the first scales where that does not cost too much. Where one row leaves experts out, a model whose FFNs are
+that much narrower for every token is timed in turn with it. Efficiency is the speed-up measured by the one that the
 FLOPs promise. Adds what it measured to benchmarks/results/speed.json (speed_cuda.json on a GPU).
 """
 
@@ -27,6 +28,7 @@ from routes import decide, even_scores, experts_in, gates_in, narrower_in, one_r
 from torch import Tensor
 
 import actvar_cli
+from actvar_cli.model.config import EVERYTHING
 from actvar_cli.model.counters import WorkCounter, dense_macs
 from actvar_cli.model.device import device_name, keep_memory
 from actvar_cli.model.precision import DTYPES, set_dtype
@@ -43,8 +45,6 @@ KINDS = {
     "token gates": (gates_in, even_scores),
     "one row, experts": (one_row_in, student_scores),
 }
-NARROWER = "one row, fewer neurons"
-"""What the same FLOPs take where nothing is decided: of static pruning, the dense model that is left."""
 
 
 def random_model(shape: str, device: torch.device) -> ActVAR:
@@ -68,22 +68,21 @@ def measure(
     device = dense.device
     labels = balanced_labels(batch, dense.config.transformer.num_classes).to(device)
     for kind in kinds:
-        if kind != NARROWER:
-            sparse, drawn = KINDS[kind]
-            # Routes of its own for each sampling, as real ones have; but a GPU records the first.
-            seeds = range(1 if device.type == "cuda" else repeats + 2)
-            scores = [drawn(dense.config, 2 * batch, seed, device) for seed in seeds]
+        sparse, drawn = KINDS[kind]
+        # Routes of its own for each sampling, as real ones have; but a GPU records the first.
+        seeds = range(1 if device.type == "cuda" else repeats + 2)
+        scores = [drawn(dense.config, 2 * batch, seed, device) for seed in seeds]
         for asked in costs:
             # A model for each: what a GPU records of one would not do for another.
-            if kind == NARROWER:
-                model = narrower_in(dense, asked)
-            else:
-                model = sparse(dense)
-                decide(model, scores, batch, asked)
+            model = sparse(dense)
+            decide(model, scores, batch, asked)
             counter = WorkCounter(model.config)
             model.sample_tokens(labels, seed=0, counter=counter)
             cost = counter.total / dense_macs(dense.config, batch)
             ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}
+            if model.config.guidance and model.threshold != EVERYTHING:
+                # What static pruning leaves takes as many FLOPs, and decides nothing.
+                ways["narrower"] = partial(draw, narrower_in(dense, asked), labels)
             label = f"{kind} at {asked:g}, batch {batch}"
             measured = in_turn(ways, repeats=repeats, device=device, progress=PrintedProgress(), label=label)
             seconds = {name: of.seconds for name, of in measured.items()}
@@ -95,6 +94,7 @@ def measure(
                 "batch": batch,
                 "dense_seconds": seconds["dense"],
                 "seconds": seconds["sparse"],
+                "narrower_seconds": seconds.get("narrower"),
                 "speedup": statistics.median(ratios),
                 "slowest": min(ratios),
                 "fastest": max(ratios),
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, NARROWER], default=list(KINDS), help="what is left out")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="what is left out")
     parser.add_argument("--costs", type=float, nargs="+", default=COSTS, help="shares of the dense model's FLOPs")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
@@ -137,7 +137,7 @@ def main() -> None:
             for cell in measure(dense, batch, args.repeats, args.kinds, args.costs):
                 print(f"{args.shape}, {dtype}, batch {batch}, {cell['kind']}: efficiency {cell['efficiency']:.2f}")
                 run["cells"].append(cell)
-                run["cells"].sort(key=lambda c: ([*KINDS, NARROWER].index(c["kind"]), -c["asked"]))
+                run["cells"].sort(key=lambda c: (list(KINDS).index(c["kind"]), -c["asked"]))
                 output.write_text(json.dumps(runs, indent=1) + "\n")
 
 

@@ -17,6 +17,7 @@ import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aims_tables
 from quality_tables import (
@@ -123,6 +124,11 @@ def profiles() -> str:
     return markdown(("GMAC per image", "own counter", "fvcore", "torch's flop_counter", "batch"), rows)
 
 
+def median_ratio(cell: dict[str, Any], seconds: str) -> float:
+    """The speed-up of what took those ``seconds``, over the rounds."""
+    return statistics.median(d / s for d, s in zip(cell["dense_seconds"], cell[seconds], strict=True))
+
+
 def sparse_speed(file: str) -> str:
     """Compressed sampling beside dense."""
     r = read(file)
@@ -134,11 +140,15 @@ def sparse_speed(file: str) -> str:
             f"{1e3 * statistics.median(cell['seconds']) / cell['batch']:.1f} ms",
             f"{cell['speedup']:.2f} ({cell['slowest']:.2f} to {cell['fastest']:.2f})",
             f"{cell['efficiency']:.2f}",
+            f"{median_ratio(cell, 'narrower_seconds'):.2f}" if cell.get("narrower_seconds") else "",
         )
         for key, run in r.items()
         for cell in run["cells"]
     ]
     header = ("shape, dtype, batch", "what is left out, cost", "dense", "compressed", "speed-up", "efficiency")
+    beside = "narrower FFNs: speed-up"
+    # Where it was timed at all.
+    header, rows = ((*header, beside), rows) if any(row[-1] for row in rows) else (header, [row[:-1] for row in rows])
     run = next(iter(r.values()))
     note = f"Time of the transformer per image, medians; speed-up: median, and range over the rounds; {named(run)}."
     return markdown(header, rows) + "\n\n" + note
