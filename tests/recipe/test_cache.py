@@ -128,6 +128,10 @@ def test_a_folder_is_not_a_runs_for_having_steps(tmp_path: Path) -> None:
         RunFolder(tmp_path).check()
     (tmp_path / "run.json").write_text('{"actvar": "0.1.0", "steps": []}')
     RunFolder(tmp_path).check()
+    shutil.rmtree(tmp_path / "steps")
+    with pytest.raises(InputError, match="is not the folder of a run"):
+        RunFolder(tmp_path).check()
+    (tmp_path / "run.json").unlink()
     # Stopped before its first step was done.
     with RunFolder(tmp_path / "new").begin():
         pass

@@ -112,7 +112,9 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise InputError(f"{self.path} exists and is not a folder")
-        made_by_run = (self.path / STEPS / MARK).is_file() or read_record(self.path) is not None
+        steps = self.path / STEPS
+        # An export has a record too, but no steps.
+        made_by_run = (steps / MARK).is_file() or (steps.is_dir() and read_record(self.path) is not None)
         if any(self.path.iterdir()) and not made_by_run:
             raise InputError(f"{self.path} exists and is not the folder of a run: choose another one with -o")
 

@@ -96,6 +96,8 @@ class Run:
         for ref in self._named():
             self.digests[ref] = models.digest_of(ref.name, self.progress)
         self._check_against_models(self._planned())
+        # What is there is found again step by step, and told as each is reached.
+        self.outcomes.clear()
         with self.folder.begin():
             if self.force:
                 # All of them now: stopped and gone on with, none is to be taken for one of this run.
