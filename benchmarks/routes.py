@@ -84,6 +84,8 @@ def narrower_in(dense: ActVAR, cost: float) -> ActVAR:
         config = dense.config.model_copy(update=update)
         if cost_by(config, dense.config) <= cost:
             break
+    else:
+        raise SystemExit(f"no FFN is narrow enough to cost {cost:g}")
     with dense.device:
         model = ActVAR(config, VAR(config), dense.tokenizer).eval()
     randomise(model.transformer, torch.Generator(dense.device).manual_seed(0))

@@ -29,7 +29,7 @@ from torch import Tensor
 
 import actvar_cli
 from actvar_cli.model.config import EVERYTHING
-from actvar_cli.model.counters import WorkCounter, dense_macs
+from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import device_name, keep_memory
 from actvar_cli.model.precision import DTYPES, set_dtype
 from actvar_cli.model.sampling import ActVAR, balanced_labels
@@ -78,7 +78,6 @@ def measure(
             decide(model, scores, batch, asked)
             counter = WorkCounter(model.config)
             model.sample_tokens(labels, seed=0, counter=counter)
-            cost = counter.total / dense_macs(dense.config, batch)
             ways = {"dense": partial(draw, dense, labels), "sparse": partial(draw, model, labels)}
             if model.config.guidance and model.threshold != EVERYTHING:
                 # What static pruning leaves takes as many FLOPs, and decides nothing.
@@ -90,7 +89,7 @@ def measure(
             yield {
                 "kind": kind,
                 "asked": asked,
-                "cost": cost,
+                "cost": counter.cost,
                 "batch": batch,
                 "dense_seconds": seconds["dense"],
                 "seconds": seconds["sparse"],
@@ -98,7 +97,7 @@ def measure(
                 "speedup": statistics.median(ratios),
                 "slowest": min(ratios),
                 "fastest": max(ratios),
-                "efficiency": statistics.median(ratios) * cost,
+                "efficiency": statistics.median(ratios) * counter.cost,
                 "peak_bytes": {name: of.peak_bytes for name, of in measured.items()},
             }
 

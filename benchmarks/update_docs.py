@@ -124,9 +124,11 @@ def profiles() -> str:
     return markdown(("GMAC per image", "own counter", "fvcore", "torch's flop_counter", "batch"), rows)
 
 
-def median_ratio(cell: dict[str, Any], seconds: str) -> float:
-    """The speed-up of what took those ``seconds``, over the rounds."""
-    return statistics.median(d / s for d, s in zip(cell["dense_seconds"], cell[seconds], strict=True))
+def narrower(cell: dict[str, Any]) -> str:
+    """The speed-up of the narrower model that was timed in turn with a ``cell``, if one was."""
+    seconds = cell.get("narrower_seconds") or ()
+    ratios = [dense / narrow for dense, narrow in zip(cell["dense_seconds"], seconds, strict=False)]
+    return f"{statistics.median(ratios):.2f}" if ratios else ""
 
 
 def sparse_speed(file: str) -> str:
@@ -140,7 +142,7 @@ def sparse_speed(file: str) -> str:
             f"{1e3 * statistics.median(cell['seconds']) / cell['batch']:.1f} ms",
             f"{cell['speedup']:.2f} ({cell['slowest']:.2f} to {cell['fastest']:.2f})",
             f"{cell['efficiency']:.2f}",
-            f"{median_ratio(cell, 'narrower_seconds'):.2f}" if cell.get("narrower_seconds") else "",
+            narrower(cell),
         )
         for key, run in r.items()
         for cell in run["cells"]
@@ -336,8 +338,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "peers": lambda: essence("quality.json", PEERS),
         "sparse-speed": lambda: sparse_speed("speed.json"),
         "trained": trained,
-        "large-files": large_files,
-        "profiles": profiles,
     },
     "docs/ablations.md": {
         "half": lambda: compared("quality_half.json"),
@@ -361,6 +361,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "sparse-speed-cuda": lambda: sparse_speed("speed_cuda.json"),
         "deciding": deciding,
         "growth": lambda: growth("growth.json"),
+        "large-files": large_files,
+        "profiles": profiles,
     },
     "docs/experts.md": {
         "ways": lambda: ways("dispatch.json"),

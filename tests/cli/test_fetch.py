@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from actvar_cli.progress import Progress
-from actvar_cli.weights import converted, download, zoo
+from actvar_cli.weights import converted, download, fetch, zoo
+from actvar_cli.weights.export import export
 from actvar_cli.weights.files import file_digest
 from actvar_cli.weights.published import published_state
+from actvar_cli.weights.shards import INDEX
 from actvar_cli.weights.zoo import ASSETS, HubFile
 from tests.cli.conftest import Actvar
 from tests.tiny import tiny_model
@@ -25,6 +27,14 @@ def test_the_embedded_model_is_here_already(actvar: Actvar) -> None:
     assert (done.code, done.err) == (0, "")
     assert Path(done.out.strip()) == zoo.ASSETS / "var-fashion.safetensors"
     assert actvar("fetch", "var-fashion", "--json").json["path"] == done.out.strip()
+
+
+def test_the_size_of_shards_is_that_of_all(actvar: Actvar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = export(tiny_model(), tmp_path / "shards", shard_size=60_000)
+    monkeypatch.setattr(fetch, "fetch", lambda *_, **__: folder / INDEX)
+    found = actvar("fetch", "var-d16", "--json").json
+    assert found["bytes"] == sum(path.stat().st_size for path in folder.glob("model*"))
+    assert found["bytes"] > 100_000
 
 
 def test_an_unknown_name(actvar: Actvar) -> None:

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from actvar_cli.convert.recording import draw_samples
+from actvar_cli.convert.recording import TeacherSamples, draw_samples
 from actvar_cli.distill.settings import TokensStage
 from actvar_cli.distill.token_stage import (
     HANDICAP,
@@ -119,6 +119,18 @@ def fitted(
     return student, explained
 
 
+def rebuilt_and_computed(student: ActVAR, samples: TeacherSamples) -> list[torch.Tensor]:
+    """What the first block puts out where all tokens that can be are skipped, with keys and values of both kinds."""
+    first, outputs = student.transformer.stack[0], []
+    first.token_gate.scores.fill_(-50.0)
+    for first.rebuilds_kv in (True, False):
+        hidden: list[torch.Tensor] = []
+        rows = rows_of(student, samples.labels, samples.tokens)
+        student.transformer(*rows, student.transformer.teacher_forced(0.0), hidden)
+        outputs.append(hidden[0])
+    return outputs
+
+
 @pytest.mark.parametrize("reconstruction", ["neighbours", "low-rank"])
 @torch.no_grad()
 def test_keys_and_values_of_skipped_tokens_are_made_from_few_numbers(reconstruction: ReconstructionKind) -> None:
@@ -126,15 +138,7 @@ def test_keys_and_values_of_skipped_tokens_are_made_from_few_numbers(reconstruct
     wrong = []
     for rank in (32, 12, 1):
         student, _ = fitted(tiny_model(experts=True), reconstruction, kv_rank=rank)
-        first = student.transformer.stack[0]
-        first.token_gate.scores.fill_(-50.0)
-        outputs = []
-        for rebuilds in (True, False):
-            first.rebuilds_kv = rebuilds
-            hidden: list[torch.Tensor] = []
-            rows = rows_of(student, samples.labels, samples.tokens)
-            student.transformer(*rows, student.transformer.teacher_forced(0.0), hidden)
-            outputs.append(hidden[0])
+        outputs = rebuilt_and_computed(student, samples)
         wrong.append(float((outputs[0] - outputs[1]).square().sum() / outputs[1].square().sum()))
     # With as many numbers as there are channels nothing is lost, and with few most.
     assert wrong[0] < 1e-6 < 1.2 * wrong[1] < wrong[2]
@@ -144,15 +148,7 @@ def test_keys_and_values_of_skipped_tokens_are_made_from_few_numbers(reconstruct
 def test_keys_and_values_are_fitted_to_the_weights_that_compute_them() -> None:
     samples = draw_samples(tiny_model(), 8, seed=1, progress=Progress())
     student, _ = fitted(tiny_model(experts=True, guidance=True, delta=True), "neighbours", kv_rank=32)
-    first = student.transformer.stack[0]
-    first.token_gate.scores.fill_(-50.0)
-    outputs = []
-    for rebuilds in (True, False):
-        first.rebuilds_kv = rebuilds
-        hidden: list[torch.Tensor] = []
-        rows = rows_of(student, samples.labels, samples.tokens)
-        student.transformer(*rows, student.transformer.teacher_forced(0.0), hidden)
-        outputs.append(hidden[0])
+    outputs = rebuilt_and_computed(student, samples)
     torch.testing.assert_close(*outputs, atol=1e-3, rtol=0)
 
 

@@ -33,6 +33,7 @@ def fetch(
         _plan(name, force, out)
         return
     from actvar_cli.weights.fetch import fetch as fetch_model
+    from actvar_cli.weights.shards import files_of
 
     path = fetch_model(name, force=force, progress=out.progress)
     if name.startswith("hf://"):
@@ -43,7 +44,8 @@ def fetch(
             config_of(locate(name, progress=out.progress))
         except InputError as error:
             out.hint(f"fetched, but no model that can be loaded: {error}")
-    out.result({"name": name, "bytes": path.stat().st_size}, str(path), path=path)
+    size = sum(part.stat().st_size for part in files_of(path))
+    out.result({"name": name, "bytes": size}, str(path), path=path)
 
 
 def _plan(name: str, force: bool, out: Out) -> None:
