@@ -28,6 +28,7 @@ from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.precision import set_dtype
 from actvar_cli.model.rebuild import rebuilt
 from actvar_cli.model.sampling import ActVAR, Setting
+from actvar_cli.model.tokenizer import Tokenizer
 from actvar_cli.model.var import VAR
 from actvar_cli.progress import Progress
 
@@ -61,6 +62,14 @@ class Drawn(nn.Module):
         return drawn.flatten()[: made.numel()].view_as(made)
 
 
+def random_of(config: ModelConfig, device: torch.device) -> ActVAR:
+    """A model of ``config`` with random weights."""
+    with device:
+        model = ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
+    randomise(model.transformer, torch.Generator(device).manual_seed(0))
+    return model
+
+
 def experts_in(dense: ActVAR) -> ActVAR:
     """``dense`` with experts in every FFN behind a router, as `actvar convert` makes them; it shares its weights."""
     width = router_dim(dense.config.transformer.embed_dim)
@@ -86,11 +95,9 @@ def narrower_in(dense: ActVAR, cost: float) -> ActVAR:
             break
     else:
         raise SystemExit(f"no FFN is narrow enough to cost {cost:g}")
-    with dense.device:
-        model = ActVAR(config, VAR(config), dense.tokenizer).eval()
-    randomise(model.transformer, torch.Generator(dense.device).manual_seed(0))
+    model = _like(dense, random_of(config, dense.device))
     model.setting = Setting(EVERYTHING)
-    return _like(dense, model)
+    return model
 
 
 def gates_in(dense: ActVAR) -> ActVAR:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dense_speed import PrintedProgress, randomise
-from routes import decide, even_scores, experts_in, gates_in, narrower_in, one_row_in, student_scores
+from dense_speed import PrintedProgress
+from routes import decide, even_scores, experts_in, gates_in, narrower_in, one_row_in, random_of, student_scores
 from torch import Tensor
 
 import actvar_cli
@@ -33,8 +33,6 @@ from actvar_cli.model.counters import WorkCounter
 from actvar_cli.model.device import device_name, keep_memory
 from actvar_cli.model.precision import DTYPES, set_dtype
 from actvar_cli.model.sampling import ActVAR, balanced_labels
-from actvar_cli.model.tokenizer import Tokenizer
-from actvar_cli.model.var import VAR
 from actvar_cli.profile.timing import in_turn
 from actvar_cli.weights.zoo import published_config
 
@@ -50,10 +48,7 @@ KINDS = {
 def random_model(shape: str, device: torch.device) -> ActVAR:
     """A dense model of ``shape``: ``var-fashion`` or ``d16`` and so on."""
     config = actvar_cli.load(shape).config if shape == "var-fashion" else published_config(int(shape[1:]))
-    with device:
-        model = ActVAR(config, VAR(config), Tokenizer(config.tokenizer)).eval()
-    randomise(model.transformer, torch.Generator(device).manual_seed(0))
-    return model
+    return random_of(config, device)
 
 
 def draw(model: ActVAR, labels: Tensor, seed: int) -> None:

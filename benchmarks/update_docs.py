@@ -126,9 +126,9 @@ def profiles() -> str:
 
 def narrower(cell: dict[str, Any]) -> str:
     """The speed-up of the narrower model that was timed in turn with a ``cell``, if one was."""
-    seconds = cell.get("narrower_seconds") or ()
-    ratios = [dense / narrow for dense, narrow in zip(cell["dense_seconds"], seconds, strict=False)]
-    return f"{statistics.median(ratios):.2f}" if ratios else ""
+    if not (seconds := cell.get("narrower_seconds")):
+        return ""
+    return f"{statistics.median(d / s for d, s in zip(cell['dense_seconds'], seconds, strict=True)):.2f}"
 
 
 def sparse_speed(file: str) -> str:

@@ -134,14 +134,14 @@ def rebuilt_and_computed(student: ActVAR, samples: TeacherSamples) -> list[torch
 @pytest.mark.parametrize("reconstruction", ["neighbours", "low-rank"])
 @torch.no_grad()
 def test_keys_and_values_of_skipped_tokens_are_made_from_few_numbers(reconstruction: ReconstructionKind) -> None:
-    samples = draw_samples(tiny_model(), 8, seed=1, progress=Progress())
+    samples = draw_samples(tiny_model(), 8, seed=5, progress=Progress())
     wrong = []
     for rank in (32, 12, 1):
         student, _ = fitted(tiny_model(experts=True), reconstruction, kv_rank=rank)
         outputs = rebuilt_and_computed(student, samples)
         wrong.append(float((outputs[0] - outputs[1]).square().sum() / outputs[1].square().sum()))
     # With as many numbers as there are channels nothing is lost, and with few most.
-    assert wrong[0] < 1e-6 < 1.2 * wrong[1] < wrong[2]
+    assert wrong[0] < 1e-6 < 2 * wrong[1] < wrong[2]
 
 
 @torch.no_grad()

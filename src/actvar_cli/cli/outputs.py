@@ -25,7 +25,7 @@ def check_folder(path: Path, *, replaceable: Collection[str], force: bool) -> Pa
 
 
 def _check_place(path: Path) -> None:
-    place = existing(path.absolute().parent)
+    place = existing(path.parent)
     if not place.is_dir():
         raise InputError(f"cannot write {path}: {place} is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):

@@ -51,8 +51,8 @@ class TeacherSamples:
 
         Samples have the classes in turn, and of a thousand the first ones are alike: fishes and birds.
         """
-        classes, index = len(self.labels.unique()), torch.arange(min(count, len(self)))
-        return self[index * classes // len(index) if len(index) < classes else index]
+        count, classes = min(count, len(self)), len(self.labels.unique())
+        return self[balanced_labels(count, classes) if count < classes else torch.arange(count)]
 
 
 @dataclass(frozen=True)

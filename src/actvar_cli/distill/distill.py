@@ -285,6 +285,7 @@ def distill(
     if stages.tokens.steps:
         # Those of an earlier distillation make way for those that come, which may be of another shape.
         student = without_token_gates(student)
+        # Refuses gates that would save nothing, before experts are trained for them.
         gate_config(student.config, stages.tokens)
     cost = CostModel(student.config, student.device)
     most, least, budgets = cost.most(), cost.least_by_experts(), settings.budgets

@@ -194,17 +194,15 @@ def fit_token_gates(
     # At a low density of experts a skipped block saves little: then next to nothing is worth skipping.
     per_expert = math.log(max(saving(config, density), LEAST_SAVING))
     explained: list[float] = []
-    with progress.task("fitting token gates", len(blocks)) as task:
+    # Keys and values are made by the weights that the records were made by.
+    with using(student.transformer.weights(threshold)), progress.task("fitting token gates", len(blocks)) as task:
         for block, record in zip(blocks, records, strict=True):
             seen = LeftOut(record.h, record, scales, torch.zeros_like(scales))
             if whole:
                 seen = left_out(record, config, around=block.from_neighbours)
             explained.append(fit_reconstruction(block.reconstruction, seen.record))
             if block.rebuilds_kv:
-                with using(student.transformer.weights(threshold)):
-                    fit_kv_reconstruction(
-                        block.attn, block.kv_reconstruction, seen.record.h, around=block.from_neighbours
-                    )
+                fit_kv_reconstruction(block.attn, block.kv_reconstruction, seen.record.h, around=block.from_neighbours)
             stand_in = block.reconstruction(seen.record.h, seen.record.known)
             error = relative_energy(stand_in - seen.record.update, seen.record.out) - per_expert
             _fit_gate(block.token_gate, seen, error, generator)

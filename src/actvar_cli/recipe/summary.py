@@ -128,7 +128,7 @@ def measured(record: RunRecord, digests: Collection[str]) -> list[Metric]:
 
     # An export is of the model it was made from, although its file is another.
     made = [step for step in record.steps if set(digests) & set(step.outputs.values())]
-    known = {*digests, *(step.inputs.get("model") for step in made if step.step == "export")}
+    known = {*digests, *(step.inputs["model"] for step in made if step.step == "export" and "model" in step.inputs)}
     found = {step.step: step.result for step in record.steps if step.inputs.get("model") in known}
     try:
         return metrics(

@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 _MERGE = "<<"
-DIGITS = 100
+_MOST_DIGITS = 100
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _PREFIXED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
@@ -78,7 +78,7 @@ def _scalar(text: str) -> Any:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
         # Of more digits it is no number that anything here could be.
-        return int(text) if len(text) <= DIGITS else text
+        return int(text) if len(text) <= _MOST_DIGITS else text
     if _PREFIXED.fullmatch(text):
         return int(text, 0)
     return float(text) if _FLOAT.fullmatch(text) else text

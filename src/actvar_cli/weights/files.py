@@ -148,7 +148,7 @@ def refuse_folder(path: Path, replaceable: Collection[str], force: bool) -> None
     if not path.is_dir():
         raise InputError(f"{path} exists and is not a folder")
     # The new one is made beside it and takes its place, which is not to be had of these.
-    mounted = os.path.ismount(path)
+    mounted = os.path.ismount(path.resolve())
     if mounted or path.resolve() == Path.cwd():
         what = "is a disk of its own" if mounted else "is where you are"
         raise InputError(f"{path} {what} and cannot be replaced: name a folder inside it")

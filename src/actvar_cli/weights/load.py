@@ -280,13 +280,12 @@ def build(config: ModelConfig, transformer: Mapping[str, Tensor], tokenizer: Map
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], file: str, words: str) -> None:
     expected = module.state_dict()
-    for key, shape in ((key, wanted.shape) for key, wanted in expected.items()):
+    for key, wanted in expected.items():
         if key not in tensors:
             raise InputError(f"{file}: tensor {key!r} is missing; the file looks like {words}")
-        if tensors[key].shape != shape:
-            raise InputError(
-                f"{file}: tensor {key!r} has shape {tuple(tensors[key].shape)}, expected {tuple(shape)} for {words}"
-            )
+        found, shape = tuple(tensors[key].shape), tuple(wanted.shape)
+        if found != shape:
+            raise InputError(f"{file}: tensor {key!r} has shape {found}, expected {shape} for {words}")
     for key, tensor in tensors.items():
         if key not in expected:
             raise InputError(f"{file}: tensor {key!r} has no place in {words}")
